@@ -1,0 +1,1 @@
+"""saeflow: a Snakemake workflow for sparse-autoencoder interpretability."""

@@ -1,0 +1,191 @@
+"""Artifacts: folders that are published whole, described by a manifest, and checked when they are read.
+
+`manifest.json` holds the spec, the hashes of the input manifests, every file with size and sha256, facts that readers need,
+and its own hash. It is written last, so a folder without one is no artifact. `run.json` (times, memory, host, versions)
+stands beside it and outside the hash. Manifests are what rules exchange: a step that makes the same bytes again leaves an
+equal manifest, and nothing after it runs.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from pipeline.artifacts.errors import DamagedArtifact
+from pipeline.artifacts.run import run_facts
+
+FORMAT = 1
+MANIFEST = "manifest.json"
+
+
+def sha256(path: Path) -> str:
+    """Hex digest of a file's bytes."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def write_json(path: Path, value: Any) -> None:
+    """JSON for people and programs, put in place by a rename."""
+    beside = path.with_name(path.name + ".part")
+    with beside.open("w", encoding="utf-8") as file:
+        json.dump(value, file, indent=1, sort_keys=True, ensure_ascii=False, allow_nan=False)
+        file.write("\n")
+        file.flush()
+        os.fsync(file.fileno())
+    beside.replace(path)
+
+
+def own_hash(manifest: Mapping[str, Any]) -> str:
+    """The hash a manifest has: over everything in it but the hash."""
+    rest = {key: value for key, value in manifest.items() if key != "hash"}
+    return hashlib.sha256(json.dumps(rest, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()).hexdigest()
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """A published artifact, opened by its manifest."""
+
+    folder: Path
+    manifest: dict[str, Any]
+
+    @classmethod
+    def open(cls, manifest: Path) -> "Artifact":
+        """Reads a manifest and checks its own hash. Raises DamagedArtifact."""
+        try:
+            content = json.loads(manifest.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            raise DamagedArtifact(
+                f"{manifest}: there is no manifest, so the artifact was never finished; repair: {repair(manifest)}"
+            ) from None
+        except ValueError:
+            raise DamagedArtifact(f"{manifest}: not readable as JSON; repair: {repair(manifest)}") from None
+        if not isinstance(content, dict) or content.get("format") != FORMAT or content.get("hash") != own_hash(content):
+            raise DamagedArtifact(f"{manifest}: does not have the content it was published with; repair: {repair(manifest)}")
+        return cls(manifest.parent, content)
+
+    @property
+    def hash(self) -> str:
+        return self.manifest["hash"]
+
+    @property
+    def kind(self) -> str:
+        return self.manifest["kind"]
+
+    @property
+    def spec(self) -> dict[str, Any]:
+        return self.manifest["spec"]
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        return self.manifest["facts"]
+
+    @property
+    def files(self) -> dict[str, dict[str, Any]]:
+        return self.manifest["files"]
+
+    @cached_property
+    def _checked(self) -> set[str]:
+        return set()
+
+    def file(self, name: str) -> Path:
+        """Path of one of the files, its bytes checked when it is first asked for. Raises DamagedArtifact."""
+        if name not in self._checked:
+            self.check(name)
+            self._checked.add(name)
+        return self.folder / name
+
+    def check(self, name: str) -> None:
+        """Compares a file with its size and hash in the manifest."""
+        path, expected = self.folder / name, self.files[name]
+        if not path.is_file():
+            problem = "the file is missing"
+        elif (size := path.stat().st_size) != expected["size"]:
+            problem = f"{size:,} bytes, and {expected['size']:,} were published" if size else "the file is empty"
+        elif sha256(path) == expected["sha256"]:
+            return
+        else:
+            twin = next((other for other, entry in self.files.items() if entry["sha256"] == sha256(path)), None)
+            problem = f"holds the bytes of {twin}" if twin else "the bytes differ from those published"
+        meaning = f" ({expected['about']})" if "about" in expected else ""
+        raise DamagedArtifact(f"{path}{meaning}: {problem}; repair: {repair(self.folder / MANIFEST)}")
+
+    def read_json(self, name: str) -> Any:
+        """A JSON file of the artifact."""
+        return json.loads(self.file(name).read_text(encoding="utf-8"))
+
+
+def repair(manifest: Path) -> str:
+    """The command that makes an artifact again. What follows it stays, since the same bytes come back."""
+    study = os.environ.get("SAEFLOW_CONFIGFILES", "")
+    return f"python -m pipeline repair {manifest}{f' --configfile {study}' if study else ''}"
+
+
+def entry(path: Path, about: str | None = None) -> dict[str, Any]:
+    """What a manifest says of a file; `about` is printed with any fault."""
+    return {"size": path.stat().st_size, "sha256": sha256(path), **({"about": about} if about else {})}
+
+
+@contextmanager
+def publishing(folder: Path, kind: str, spec: Any, inputs: Mapping[str, Artifact]) -> Iterator["Draft"]:
+    """A draft in which to write an artifact's files; they appear in `folder`, manifest last, when the block ends well."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / MANIFEST).unlink(missing_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".draft-", dir=folder) as draft:
+        content = Draft(Path(draft))
+        yield content
+        names = sorted(str(path.relative_to(draft)) for path in Path(draft).rglob("*") if path.is_file())
+        files = {name: entry(Path(draft) / name) for name in names}
+        for name in names:
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            with (Path(draft) / name).open("rb") as file:
+                os.fsync(file.fileno())
+            (Path(draft) / name).replace(folder / name)
+        _remove_all_but(folder, {Path(draft).name, *(Path(name).parts[0] for name in names)})
+    seal(folder, kind, spec, inputs, files, content.facts)
+
+
+def seal(folder: Path, kind: str, spec: Any, inputs: Mapping[str, Artifact], files: Mapping[str, Any], facts: Mapping[str, Any]) -> None:
+    """Writes run.json, then the manifest that makes the folder an artifact."""
+    manifest = {
+        "format": FORMAT,
+        "kind": kind,
+        "spec": spec,
+        "inputs": {name: artifact.hash for name, artifact in inputs.items()},
+        "files": dict(files),
+        "facts": dict(facts),
+    }
+    write_json(folder / "run.json", run_facts())
+    write_json(folder / MANIFEST, {**manifest, "hash": own_hash(manifest)})
+
+
+class Draft:
+    """The folder in which an artifact is being written."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.facts: dict[str, Any] = {}
+        """What readers need to know without opening a file; part of the manifest."""
+
+    def path(self, name: str) -> Path:
+        """Where to write the file `name`."""
+        path = self.folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return path
+
+    def write_json(self, name: str, value: Any) -> None:
+        """Writes a JSON file."""
+        write_json(self.path(name), value)
+
+
+def _remove_all_but(folder: Path, keep: set[str]) -> None:
+    """Removes what an earlier, different artifact left in a folder."""
+    for path in folder.iterdir():
+        if path.name not in keep:
+            shutil.rmtree(path) if path.is_dir() else path.unlink()

@@ -1,0 +1,105 @@
+"""Where each latent fires most strongly: the best sequences, one context of each.
+
+Two passes over the store: the first finds the sequences, the second reads the latent's values in them.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pipeline.activations.store import ActivationStore, Column
+from pipeline.saes.base import SAE
+
+
+@dataclass(frozen=True)
+class Block:
+    """Whole sequences of a store: latents (B, M) of rows start .., and where each sequence begins in them."""
+
+    start: int
+    latents_BM: Tensor
+    sequences: np.ndarray
+    """Ids of the sequences (S,)."""
+    lengths: Tensor
+    """Rows of each (S,)."""
+
+
+def blocks(store: ActivationStore, hook: str, sae: SAE, size: int) -> Iterator[Block]:
+    """The store in blocks of whole sequences, about `size` rows each."""
+    column, index = store[hook], store["sequence"]
+    start, rows = 0, len(column)
+    while start < rows:
+        stop = _sequence_end(index, start, size, rows)
+        ids, counts = np.unique(index.read(start, stop), return_counts=True)
+        latents = sae.encode(torch.from_numpy(column.read(start, stop)))
+        yield Block(start, latents, ids, torch.from_numpy(counts))
+        start = stop
+
+
+def _sequence_end(index: Column, start: int, size: int, rows: int) -> int:
+    """The last sequence boundary at most `size` rows on, or the first one after that."""
+    while start + size < rows:
+        ids = index.read(start, start + size + 1)
+        changes = np.flatnonzero(ids[1:] != ids[:-1])
+        if len(changes):
+            return start + int(changes[-1]) + 1
+        size *= 2
+    return rows
+
+
+class Strongest:
+    """For each latent, the sequences with its largest values so far."""
+
+    def __init__(self, latents: int, contexts: int) -> None:
+        self.contexts = contexts
+        self.values_MK = torch.zeros(latents, contexts)
+        self.sequences_MK = torch.full((latents, contexts), -1, dtype=torch.int64)
+
+    def add(self, block: Block) -> None:
+        """Takes in a block. Of equal values the earlier sequence stays in front."""
+        best_SM = torch.segment_reduce(block.latents_BM, "max", lengths=block.lengths, axis=0)
+        keep = min(self.contexts, len(best_SM))
+        new_MK, at_MK = best_SM.T.topk(keep, dim=1)
+        values = torch.cat([self.values_MK, new_MK], 1)
+        sequences = torch.cat([self.sequences_MK, torch.from_numpy(block.sequences)[at_MK]], 1)
+        order = values.argsort(dim=1, descending=True, stable=True)[:, : self.contexts]
+        self.values_MK, self.sequences_MK = values.gather(1, order), sequences.gather(1, order)
+
+    def pairs(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """(latent, rank, sequence) of every context in which a latent fires, ordered by sequence."""
+        latent, rank = (self.values_MK > 0).nonzero(as_tuple=True)
+        sequence = self.sequences_MK[latent, rank].numpy()
+        order = np.argsort(sequence, kind="stable")
+        return latent.numpy()[order], rank.numpy()[order], sequence[order]
+
+
+@dataclass(frozen=True)
+class Context:
+    """A latent's values around its strongest row in one sequence."""
+
+    latent: int
+    rank: int
+    sequence: int
+    row: int
+    """Row of the store where it is strongest."""
+    start: int
+    """Row of the store where the window begins."""
+    values: np.ndarray
+    """The latent over the window."""
+
+
+def read(block: Block, pairs: tuple[np.ndarray, np.ndarray, np.ndarray], before: int, after: int) -> Iterator[Context]:
+    """The contexts of those pairs whose sequence is in the block."""
+    latents, ranks, sequences = pairs
+    ends = torch.cumsum(block.lengths, 0).tolist()
+    low, high = np.searchsorted(sequences, [block.sequences[0], block.sequences[-1] + 1])
+    for latent, rank, sequence in zip(latents[low:high].tolist(), ranks[low:high].tolist(), sequences[low:high].tolist(), strict=True):
+        which = int(np.searchsorted(block.sequences, sequence))
+        stop = ends[which]
+        begin = stop - int(block.lengths[which])
+        values = block.latents_BM[begin:stop, latent].numpy()
+        strongest = int(values.argmax())
+        first, last = max(0, strongest - before), min(len(values), strongest + after + 1)
+        yield Context(latent, rank, sequence, block.start + begin + strongest, block.start + begin + first, values[first:last].copy())

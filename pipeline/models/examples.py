@@ -1,0 +1,105 @@
+"""What goes into a model and what should come out, for both forms of dataset.
+
+A sequence is one row of a table (one position) or one window of tokens. Windows lie end to end; the last may be shorter.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pipeline.artifacts.manifest import Artifact
+from pipeline.artifacts.seeds import derive
+from pipeline.datasets import tables, tokens
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Some sequences of equal length: inputs and targets, and which sequences they are."""
+
+    inputs: Tensor
+    targets: Tensor
+    sequences: range
+
+
+class TableExamples:
+    """Rows of a table: inputs (rows, width), targets (rows,)."""
+
+    length = 1
+
+    def __init__(self, dataset: Artifact, split: str) -> None:
+        rows, target = tables.read(dataset, split)
+        self.rows, self.target = torch.from_numpy(rows), torch.from_numpy(target)
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def positions(self) -> int:
+        """Positions in all sequences."""
+        return len(self.rows)
+
+    def batches(self, size: int) -> Iterator[Batch]:
+        """All sequences in order, `size` at a time."""
+        for start in range(0, len(self.rows), size):
+            some = slice(start, start + size)
+            yield Batch(self.rows[some], self.target[some], range(start, start + len(self.rows[some])))
+
+    def epoch(self, number: int, size: int, seed: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """The rows in the order of epoch `number`: equal batches of at most `size`."""
+        order = torch.randperm(len(self.rows), generator=_generator(seed, number))
+        parts = -(-len(order) // size)
+        yield from zip(self.rows[order].tensor_split(parts), self.target[order].tensor_split(parts), strict=True)
+
+
+class TokenExamples:
+    """Windows of `length` tokens: ids (B, T) in, the ids one further on as targets."""
+
+    def __init__(self, dataset: Artifact, split: str, length: int) -> None:
+        self.ids = torch.from_numpy(np.asarray(tokens.read(dataset, split)).astype(np.int64))
+        self.length = length
+
+    def __len__(self) -> int:
+        return -(-self.positions() // self.length)
+
+    def positions(self) -> int:
+        """Tokens that have a next token."""
+        return len(self.ids) - 1
+
+    def _windows(self, starts: Tensor, length: int) -> tuple[Tensor, Tensor]:
+        at = starts[:, None] + torch.arange(length)
+        return self.ids[at], self.ids[at + 1]
+
+    def batches(self, size: int) -> Iterator[Batch]:
+        """All windows in order, `size` at a time; the shorter last one is a batch of its own."""
+        whole, rest = divmod(self.positions(), self.length)
+        for start in range(0, whole, size):
+            some = range(start, min(start + size, whole))
+            yield Batch(*self._windows(torch.tensor(some) * self.length, self.length), some)
+        if rest:
+            yield Batch(*self._windows(torch.tensor([whole * self.length]), rest), range(whole, whole + 1))
+
+    def epoch(self, number: int, size: int, seed: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """Full windows in the order of epoch `number`, cut at an offset of that epoch, in batches of `size`."""
+        generator = _generator(seed, number)
+        offset = int(torch.randint(self.length, (), generator=generator))
+        count = (self.positions() - offset) // self.length
+        order = torch.randperm(count, generator=generator)[: max(count // size * size, min(size, count))]
+        for some in order.split(size):
+            yield self._windows(offset + some * self.length, self.length)
+
+
+Examples = TableExamples | TokenExamples
+
+
+def examples(dataset: Artifact, split: str, context: int | None) -> Examples:
+    """The examples of a split; `context` is the window's length where the dataset holds tokens."""
+    if dataset.facts["form"] == "tokens":
+        assert context is not None
+        return TokenExamples(dataset, split, context)
+    return TableExamples(dataset, split)
+
+
+def _generator(seed: int, epoch: int) -> torch.Generator:
+    return torch.Generator().manual_seed(derive(seed, "model", "order", epoch))

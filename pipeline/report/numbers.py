@@ -1,0 +1,30 @@
+"""Numbers as a person reads them."""
+
+from collections.abc import Callable, Sequence
+
+
+def plain(value: float | int | None, digits: int = 4) -> str:
+    """A number with so many significant digits; a dash for none."""
+    if value is None:
+        return "–"
+    if isinstance(value, int):
+        return f"{value:,}"
+    if value and not 1e-4 <= abs(value) < 1e6:
+        return f"{value:.{digits - 1}e}"
+    whole = len(str(int(abs(value))))
+    return f"{value:,.{max(0, digits - whole if abs(value) >= 1 else digits)}f}"
+
+
+def percent(value: float | None) -> str:
+    """A share in per cent."""
+    return "–" if value is None else f"{100 * value:.1f} %"
+
+
+def spread(values: Sequence[float | None], show: Callable[[float | None], str] = plain) -> str:
+    """A number, or mean and range where there are several."""
+    known = [value for value in values if value is not None]
+    if not known:
+        return "–"
+    if len(known) == 1:
+        return show(known[0])
+    return f"{show(sum(known) / len(known))} ({show(min(known))} – {show(max(known))})"

@@ -1,0 +1,99 @@
+"""The report's page: one HTML file that needs no network and no other file.
+
+Nothing in it is different from run to run. Times stand in times.js beside it, which the page shows when it is there.
+"""
+
+import base64
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import numpy as np
+
+from pipeline.artifacts.run import versions
+from pipeline.report.numbers import percent, plain, spread
+from pipeline.report.results import Results, Trained
+
+TEMPLATE = Path(__file__).with_name("page.html.jinja")
+
+
+def page(results: Results, figures: dict[str, bytes], spec: dict[str, Any]) -> str:
+    """The page's HTML."""
+    environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined)
+    environment.filters |= {
+        "plain": plain,
+        "percent": percent,
+        "json": lambda value: json.dumps(value, indent=1, sort_keys=True, ensure_ascii=False),
+    }
+    template = environment.from_string(TEMPLATE.read_text(encoding="utf-8"))
+    return template.render(
+        spec=spec,
+        title=spec["title"] or spec["name"],
+        results=results,
+        figures={name: "data:image/svg+xml;base64," + base64.b64encode(svg).decode() for name, svg in figures.items()},
+        saes=[_row(group, saes) for group, saes in results.groups().items()],
+        shown=[_shown(saes[0], spec) for saes in results.groups().values()],
+        probes=[sae for sae in _first_of_each(results) if sae.probe],
+        thresholds=sorted({sae.metrics["active_above"] for sae in results.saes}),
+        splits=sorted({sae.metrics["split"] for sae in results.saes}),
+        rows=sorted({sae.metrics["rows"] for sae in results.saes}),
+        versions=versions(),
+    ) + "\n"  # fmt: skip
+
+
+def _first_of_each(results: Results) -> list[Trained]:
+    return [saes[0] for saes in results.groups().values()]
+
+
+def _row(group: tuple[str, str, str], saes: list[Trained]) -> dict[str, Any]:
+    """A line of the table of SAEs: mean and range over seeds."""
+
+    def over(name: str, show: Callable[[float | None], str] = plain) -> str:
+        return spread([sae.metrics[name] for sae in saes], show)
+
+    return {
+        "activations": group[0],
+        "hook": group[1],
+        "name": group[2],
+        "runs": len(saes),
+        "latents": saes[0].artifact.facts["latents"],
+        "fve": over("fve"),
+        "l0": over("l0", lambda value: plain(value, 3)),
+        "l0_above": over("l0_above", lambda value: plain(value, 3)),
+        "dead": over("dead", percent),
+        "mse": over("mse"),
+        "loss_sae": over("loss_sae"),
+        "loss_clean": over("loss_clean"),
+        "score_zero": over("loss_score_zero"),
+        "score_mean": over("loss_score_mean"),
+        "final_loss": spread([sae.curve["loss"][-1].as_py() for sae in saes]),
+    }
+
+
+def _shown(sae: Trained, spec: dict[str, Any]) -> dict[str, Any]:
+    """The latents that stand for an SAE: spread evenly over those that fire, from the rarest to the most frequent."""
+    density = sae.latents["density"].to_numpy()
+    alive = np.flatnonzero(density > 0)
+    alive = alive[np.argsort(density[alive], kind="stable")]
+    count = min(spec["features"], len(alive))
+    chosen = alive[np.linspace(0, len(alive) - 1, count).round().astype(int)] if count else []
+    by_latent: dict[int, list[dict[str, Any]]] = {int(latent): [] for latent in chosen}
+    for context in sae.contexts.filter(np.isin(sae.contexts["latent"].to_numpy(), chosen)).to_pylist() if count else []:
+        if context["rank"] < spec["contexts"]:
+            by_latent[context["latent"]].append({**context, "runs": _runs(context)})
+    statistics = sae.latents.take(np.asarray(chosen, dtype=np.int64)).to_pylist() if count else []
+    return {"sae": sae, "alive": len(alive), "latents": [{**row, "contexts": by_latent[row["latent"]]} for row in statistics]}
+
+
+def _runs(context: dict[str, Any]) -> list[tuple[str, float, float]]:
+    """A context's text in runs of one strength: (text, share of the maximum, activation)."""
+    runs: list[tuple[str, float, float]] = []
+    for token, value in zip(context.get("tokens") or (), context["activations"], strict=False):
+        text = token.replace("\n", "↵\n")
+        if runs and value <= 0 and runs[-1][2] <= 0:
+            runs[-1] = (runs[-1][0] + text, 0.0, 0.0)
+        else:
+            runs.append((text, max(0.0, value) / context["activation"], value))
+    return runs

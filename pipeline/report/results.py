@@ -1,0 +1,106 @@
+"""What the report is made of: every artifact of a study, read through its manifest."""
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipeline.artifacts.manifest import Artifact
+
+
+def without_seed(variant: str) -> str:
+    """The name that variants share which differ by their seed alone: `topk_k=32_seed=1` -> `topk_k=32`."""
+    return re.sub(r"_seed=\d+(?=_|$)", "", variant)
+
+
+@dataclass(frozen=True)
+class Model:
+    """A trained model: its curve (Parquet columns step, lr, train_loss, ...) and its losses by split."""
+
+    name: str
+    artifact: Artifact
+    curve: pa.Table
+    metrics: dict[str, dict[str, float]]
+
+
+@dataclass(frozen=True)
+class Trained:
+    """An SAE with all that was measured of it."""
+
+    activations: str
+    hook: str
+    name: str
+    artifact: Artifact
+    curve: pa.Table
+    metrics: dict[str, Any]
+    latents: pa.Table
+    contexts: pa.Table
+    probe: list[dict[str, Any]] | None
+
+    @property
+    def group(self) -> tuple[str, str, str]:
+        """What SAEs have in common that differ by seeds alone: activations, hook and SAE."""
+        return without_seed(self.activations), self.hook, without_seed(self.name)
+
+
+@dataclass(frozen=True)
+class Results:
+    """All artifacts of a study, in the study's order."""
+
+    datasets: dict[str, Artifact]
+    models: list[Model]
+    saes: list[Trained]
+
+    def groups(self) -> dict[tuple[str, str, str], list[Trained]]:
+        """SAEs by what they have in common."""
+        found: dict[tuple[str, str, str], list[Trained]] = {}
+        for sae in self.saes:
+            found.setdefault(sae.group, []).append(sae)
+        return found
+
+    def artifacts(self) -> dict[str, Artifact]:
+        """Every artifact by its folder's name under the study's."""
+        return {
+            **{f"datasets/{name}": artifact for name, artifact in self.datasets.items()},
+            **{f"models/{model.name}": model.artifact for model in self.models},
+            **{f"saes/{sae.activations}/{sae.hook}/{sae.name}": sae.artifact for sae in self.saes},
+        }
+
+
+def load(
+    datasets: list[Path], models: list[Path], saes: list[Path], evaluation: list[Path], features: list[Path], probes: list[Path]
+) -> Results:
+    """Reads everything the report shows from manifests."""
+    evaluated, described, probed = _by_sae(evaluation), _by_sae(features), _by_sae(probes)
+    trained = []
+    for key, artifact in _by_sae(saes).items():
+        trained.append(
+            Trained(
+                *key,
+                artifact=artifact,
+                curve=pq.read_table(artifact.file("training.parquet")),
+                metrics=evaluated[key].read_json("metrics.json"),
+                latents=pq.read_table(described[key].file("latents.parquet")),
+                contexts=pq.read_table(described[key].file("contexts.parquet")),
+                probe=probed[key].read_json("probe.json") if key in probed else None,
+            )
+        )
+    opened = [(path.parent.name, Artifact.open(path)) for path in models]
+    return Results(
+        datasets={path.parent.name: Artifact.open(path) for path in datasets},
+        models=[Model(name, a, pq.read_table(a.file("training.parquet")), a.read_json("metrics.json")) for name, a in opened],
+        saes=trained,
+    )
+
+
+def _by_sae(manifests: Iterable[Path]) -> dict[tuple[str, str, str], Artifact]:
+    """Artifacts of a stage by (activations, hook, SAE), as their folders say."""
+    found = {}
+    for path in manifests:
+        activations, hook, name = path.parts[-4:-1]
+        found[activations, hook, name] = Artifact.open(path)
+    return found

@@ -1,0 +1,56 @@
+"""Measures an SAE on a held-out split: reconstruction, sparsity, and the model's loss with it spliced in."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from pipeline.activations.store import ActivationStore
+from pipeline.artifacts.manifest import Artifact, publishing
+from pipeline.console import progress
+from pipeline.evaluation import splice
+from pipeline.evaluation.reconstruction import Reconstruction
+from pipeline.evaluation.sparsity import Sparsity
+from pipeline.models import checkpoint as models
+from pipeline.models.examples import examples
+from pipeline.saes import checkpoint
+from pipeline.steps import command
+
+
+@torch.no_grad()
+def main(spec: dict[str, Any], sae: Path, store: Path, model: Path, dataset: Path, out: Path) -> None:
+    """Measure an SAE on one split of its store, and spliced into the model on the same split of the dataset."""
+    torch.set_num_threads(spec["threads"])
+    trained, data, host = Artifact.open(sae), Artifact.open(dataset), Artifact.open(model)
+    activations = ActivationStore(store)
+    dictionary, column, size = checkpoint.load(trained), activations[spec["hook"]], spec["batch"]
+    reconstruction, sparsity = [], []
+    with progress("evaluate", len(column), "rows") as bar:
+        for start in range(0, len(column), size):
+            x = torch.from_numpy(column.read(start, start + size))
+            latents = dictionary.encode(x)
+            reconstruction.append(Reconstruction.of(x, dictionary.decode(latents)))
+            sparsity.append(Sparsity.of(latents, spec["active_above"]))
+            bar.advance(len(x))
+    split = examples(data, spec["split"], host.spec.get("context"))
+    mean = torch.from_numpy(activations.mean(spec["hook"]))
+
+    def reconstruct(x: torch.Tensor) -> torch.Tensor:
+        return dictionary.decode(dictionary.encode(x.reshape(-1, x.shape[-1]))).view_as(x)
+
+    with publishing(
+        out, "evaluation", spec, {"sae": trained, "activations": activations.artifact, "model": host, "dataset": data}
+    ) as draft:
+        metrics = {
+            "rows": len(column),
+            "split": spec["split"],
+            "hook": spec["hook"],
+            **sum(reconstruction[1:], reconstruction[0]).finish(),
+            **sum(sparsity[1:], sparsity[0]).finish(spec["active_above"]),
+            **splice.losses(models.load(host), split, spec["hook"], reconstruct, mean),
+        }
+        draft.write_json("metrics.json", metrics)
+
+
+if __name__ == "__main__":
+    command.run(main)

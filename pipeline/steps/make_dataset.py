@@ -1,0 +1,19 @@
+"""Makes a dataset and publishes its splits."""
+
+import importlib
+from pathlib import Path
+from typing import Any
+
+from pipeline.artifacts.manifest import publishing
+from pipeline.steps import command
+
+
+def main(spec: dict[str, Any], out: Path) -> None:
+    """Make a dataset and publish its splits."""
+    kind = importlib.import_module(f"pipeline.datasets.{spec['kind'].replace('-', '_')}")
+    with publishing(out, "dataset", spec, inputs={}) as draft:
+        kind.write(kind.Spec.model_validate(spec), draft)
+
+
+if __name__ == "__main__":
+    command.run(main)

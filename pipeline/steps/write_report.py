@@ -1,0 +1,50 @@
+"""Writes the report: the page, every figure as a file, the table of SAEs as CSV."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from pipeline.artifacts.manifest import publishing
+from pipeline.artifacts.run import run_facts
+from pipeline.report.figures import figures
+from pipeline.report.page import page
+from pipeline.report.results import Results, load
+from pipeline.report.tables import sae_table
+from pipeline.steps import command
+
+
+def main(
+    spec: dict[str, Any],
+    datasets: list[Path],
+    models: list[Path],
+    saes: list[Path],
+    evaluation: list[Path],
+    features: list[Path],
+    probes: list[Path],
+    out: Path,
+) -> None:
+    """Write the report of a study from the manifests of all it made."""
+    results = load(datasets, models, saes, evaluation, features, probes)
+    with publishing(out, "report", spec, results.artifacts()) as draft:
+        drawn = figures(results, spec["entries"])
+        for name, svg in drawn.items():
+            draft.path(f"figures/{name}").write_bytes(svg)
+        draft.path("index.html").write_text(page(results, drawn, spec), encoding="utf-8")
+        draft.path("saes.csv").write_text(sae_table(results), encoding="utf-8")
+    (out / "times.js").write_text(f"window.saeflowTimes = {json.dumps(_times(results))};\n")
+
+
+def _times(results: Results) -> dict[str, Any]:
+    """What run.json of every artifact says of times, and of this report."""
+    runs = {name: json.loads((artifact.folder / "run.json").read_text()) for name, artifact in results.artifacts().items()}
+    own = run_facts()
+    return {
+        "written": own["started"],
+        "host": own["host"],
+        "started": min((run["started"] for run in runs.values()), default=own["started"]),
+        "artifacts": runs,
+    }
+
+
+if __name__ == "__main__":
+    command.run(main)

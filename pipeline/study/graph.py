@@ -1,0 +1,159 @@
+"""The study as the workflow sees it: where each artifact lies, and which settings each step reads.
+
+Paths are relative to the folder the workflow runs in. A step's settings are one canonical JSON text that holds what the
+step reads and nothing else, so that a change elsewhere in the study reruns nothing.
+"""
+
+import json
+from pathlib import PurePosixPath
+from typing import Any
+
+from pipeline.code import code
+from pipeline.study.kinds import module_name
+from pipeline.study.sae import SAE
+from pipeline.study.study import Study
+
+
+def canonical(value: Any) -> str:
+    """JSON with sorted keys and no spaces: equal values give equal text."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+
+
+class Graph:
+    """Paths and step settings of one study."""
+
+    ARTIFACTS = {
+        "dataset": "datasets/{dataset}",
+        "model": "models/{model}",
+        "activations": "activations/{activations}/{split}",
+        "sae": "saes/{activations}/{hook}/{sae}",
+        "evaluation": "evaluation/{activations}/{hook}/{sae}",
+        "features": "features/{activations}/{hook}/{sae}",
+        "probe": "probe/{activations}/{hook}/{sae}",
+        "report": "report",
+    }
+
+    def __init__(self, study: Study) -> None:
+        self.study = study
+        self.root = str(PurePosixPath("results") / study.file.name)
+
+    def folder(self, stage: str) -> str:
+        """Folder of a stage's artifacts, with wildcards."""
+        return f"{self.root}/{self.ARTIFACTS[stage]}"
+
+    def at(self, stage: str, file: str) -> str:
+        """A file of a stage's artifact, with wildcards."""
+        return f"{self.folder(stage)}/{file}"
+
+    def log(self, stage: str, file: str) -> str:
+        """A log or benchmark file of a stage, with wildcards."""
+        return f"{self.root}/logs/{self.ARTIFACTS[stage]}/{file}"
+
+    def dataset_of(self, wildcards: Any) -> str:
+        """The dataset of the model that `wildcards` names, itself or through its activations."""
+        model = getattr(wildcards, "model", None) or self.model_of(wildcards)
+        return self.study.models[model].dataset
+
+    def model_of(self, wildcards: Any) -> str:
+        """The model variant whose activations `wildcards` names."""
+        return self.study.activations[wildcards.activations].model
+
+    def sources(self, wildcards: Any) -> list[str]:
+        """Files of the user that a dataset is read from."""
+        return self.study.datasets[wildcards.dataset].sources()
+
+    def dataset_manifest(self, wildcards: Any) -> str:
+        """Manifest of the dataset behind some activations."""
+        return self.at("dataset", "manifest.json").format(dataset=self.dataset_of(wildcards))
+
+    def model_manifest(self, wildcards: Any) -> str:
+        """Manifest of the model behind some activations."""
+        return self.at("model", "manifest.json").format(model=self.model_of(wildcards))
+
+    def store_manifest(self, split: str) -> str:
+        """Manifest of the store of a split, its activations a wildcard."""
+        return self.at("activations", "manifest.json").replace("{split}", split)
+
+    def code_of(self, stage: str, wildcards: Any) -> str:
+        """Digests of the modules of the kind that `wildcards` names: a dataset's, or a model's or SAE's architecture."""
+        kind = {
+            "dataset": lambda: self.study.datasets[wildcards.dataset].kind,
+            "model": lambda: self.study.models[getattr(wildcards, "model", None) or self.model_of(wildcards)].architecture,
+            "sae": lambda: self.sae_of(wildcards).architecture,
+        }[stage]()
+        return " ".join(code(f"pipeline.{stage}s.{module_name(kind)}").values())
+
+    def sae_of(self, wildcards: Any) -> SAE:
+        """The SAE variant that `wildcards` names."""
+        return self.study.saes[wildcards.activations, wildcards.hook, wildcards.sae]
+
+    def all_of(self, stage: str) -> list[str]:
+        """Manifests of all artifacts of a stage, in the study's order."""
+        return [f"{folder}/manifest.json" for folder in self.everything()[stage]]
+
+    def figures(self) -> list[tuple[str, str, dict[str, str]]]:
+        """File name, kind and labels of each figure of the report."""
+        study = self.study
+        found = [
+            (f"model_{entry}.svg", "model", {"of": entry, "what": "training"})
+            for entry in dict.fromkeys(study.families[m] for m in study.models)
+        ]
+        if study.saes:
+            found.append(("frontier.svg", "frontier", {"of": "all SAEs", "what": "L0 and FVE"}))
+        for entry, hook in dict.fromkeys((study.activations[activations].entry, hook) for activations, hook, _ in study.saes):
+            for kind, what in (("training", "training"), ("density", "density")):
+                found.append((f"{kind}_{entry}_{hook}.svg", kind, {"of": f"{entry}, {hook}", "what": what}))
+        return found
+
+    def everything(self) -> dict[str, list[str]]:
+        """Folders of all artifacts of the study, by stage."""
+        study = self.study
+        names: list[dict[str, str]] = [{"activations": a, "hook": h, "sae": s} for a, h, s in study.saes]
+        found: dict[str, list[dict[str, str]]] = {
+            "dataset": [{"dataset": dataset} for dataset in study.datasets],
+            "model": [{"model": model} for model in study.models],
+            "activations": [{"activations": a, "split": split} for a, harvest in study.activations.items() for split in harvest.spec.splits],
+            "sae": names,
+            "evaluation": names,
+            "features": names,
+            "probe": names if study.file.probe else [],
+            "report": [{}],
+        }  # fmt: skip
+        return {stage: [self.folder(stage).format(**one) for one in ones] for stage, ones in found.items()}
+
+    def spec(self, stage: str, wildcards: Any) -> str:
+        """The settings that the step of `stage` reads, as canonical JSON."""
+        return canonical(getattr(self, f"_{stage}")(wildcards))
+
+    def _dataset(self, wildcards: Any) -> dict:
+        return self.study.datasets[wildcards.dataset].settings()
+
+    def _model(self, wildcards: Any) -> dict:
+        return self.study.models[wildcards.model].settings()
+
+    def _activations(self, wildcards: Any) -> dict:
+        return {**self.study.activations[wildcards.activations].spec.settings(), "split": wildcards.split}
+
+    def _sae(self, wildcards: Any) -> dict:
+        return {**self.sae_of(wildcards).settings(), "hook": wildcards.hook, "metadata": {"model_name": self.model_of(wildcards)}}
+
+    def _evaluation(self, wildcards: Any) -> dict:
+        return {**self.study.file.evaluation.model_dump(mode="json"), "hook": wildcards.hook}
+
+    def _features(self, wildcards: Any) -> dict:
+        return {**self.study.file.features.model_dump(mode="json"), "hook": wildcards.hook}
+
+    def _probe(self, wildcards: Any) -> dict:
+        assert self.study.file.probe is not None
+        return {**self.study.file.probe.model_dump(mode="json"), "hook": wildcards.hook}
+
+    def _entries(self) -> dict[str, dict[str, str]]:
+        """The entry of the study that each variant of a model, and of activations, belongs to."""
+        study = self.study
+        return {
+            "models": {variant: study.families[variant] for variant in study.models},
+            "activations": {variant: harvest.entry for variant, harvest in study.activations.items()},
+        }
+
+    def _report(self, wildcards: Any) -> dict:
+        return {**self.study.file.report.model_dump(mode="json"), "name": self.study.file.name, "entries": self._entries()}

@@ -1,0 +1,56 @@
+"""A GPT-2 style language model."""
+
+from typing import ClassVar, Literal, Self
+
+from pydantic import model_validator
+
+from pipeline.study.base import Count, NonNegative, Positive, Share
+from pipeline.study.model import Model
+from pipeline.study.training import Beta, Optimizer, Schedule
+
+HOOKS = ("resid_pre", "attn_out", "resid_mid", "mlp_hidden", "mlp_out", "resid_post")
+
+
+class GPTTraining(Optimizer):
+    """Next-token cross-entropy on windows of `context` tokens, in an order of seeded permutations."""
+
+    lr: Positive = 1e-3
+    schedule: Schedule = Schedule(warmup=100, final=0.1)
+    betas: tuple[Beta, Beta] = (0.9, 0.95)
+    weight_decay: NonNegative = 0.1
+    clip: Positive | None = 1.0
+    batch: Count = 32
+    steps: Count = 2000
+    """Optimizer steps."""
+    validate_every: Count = 250
+    """Steps between two measurements on the whole validation split."""
+
+
+class GPT(Model):
+    """Pre-LN transformer: exact GELU, learned positions, tied head, no biases in linear layers, GPT-2 initialisation."""
+
+    form: ClassVar[str] = "tokens"
+
+    architecture: Literal["gpt"]
+    layers: Count = 4
+    width: Count = 128
+    heads: Count = 4
+    mlp_width: Count | None = None
+    """Width of `mlp_hidden`; 4 x width when not given."""
+    context: Count = 64
+    """Tokens a sequence has at most."""
+    dropout: Share = 0.0
+    training: GPTTraining = GPTTraining()
+
+    def hooks(self) -> dict[str, int]:
+        hidden = self.mlp_width or 4 * self.width
+        return {f"blocks.{n}.{hook}": hidden if hook == "mlp_hidden" else self.width for n in range(self.layers) for hook in HOOKS}
+
+    def length(self, sequences: int) -> tuple[int, int]:
+        return self.training.steps, self.training.validate_every
+
+    @model_validator(mode="after")
+    def _heads_divide(self) -> Self:
+        if self.width % self.heads:
+            raise ValueError(f"heads: {self.heads} does not divide width {self.width}")
+        return self

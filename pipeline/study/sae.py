@@ -1,0 +1,43 @@
+"""What all SAE architectures share. An architecture is one file in `saes/`."""
+
+from typing import Annotated, Any
+
+from pydantic import Field
+
+from pipeline.study.base import Count, Name, Seed, Spec
+from pipeline.study.training import Optimizer, Schedule
+
+
+class SAETraining(Optimizer):
+    """Batches from a seeded permutation of the rows of the train store."""
+
+    schedule: Schedule = Schedule(shape="linear", warmup=100)
+    epochs: Count = 10
+    """Passes over the store; the last, incomplete batch of a pass is a batch too."""
+    batch: Count = 1024
+    memory_mb: Count = 2048
+    """Memory for rows of the store. While they fit, the order is an exact permutation; otherwise chunks in random order are
+    mixed as many as fit."""
+
+
+class SAE(Spec):
+    """A sparse dictionary trained on each of some hooks."""
+
+    architecture: str
+    activations: Name
+    """The activations it is trained on. If their model is swept, there is one SAE for each variant."""
+    hooks: Annotated[list[str], Field(min_length=1)] | None = None
+    """Which of their hooks; all when not given."""
+    latents: Count | None = None
+    """Number of latents; 8 x the hook's width when not given, as in Bricken et al. 2023."""
+    seed: Seed = 0
+    """Seed of initial weights and batch order."""
+    threads: Count = 1
+    """Compute threads. Part of the result: another number changes floating-point sums."""
+    training: SAETraining = SAETraining()
+    sweep: dict[str, list[Any]] = {}
+    """Settings that vary: each key (dotted for nested ones) with its values; every combination is a variant."""
+
+    def settings(self) -> dict:
+        """What the training step reads."""
+        return self.model_dump(mode="json", exclude={"sweep", "activations", "hooks"})

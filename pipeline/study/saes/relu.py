@@ -1,0 +1,24 @@
+"""Settings of the ReLU + L1 SAE."""
+
+from typing import Literal
+
+from pipeline.study.base import NonNegative
+from pipeline.study.sae import SAE, SAETraining
+
+
+class ReLU(SAE):
+    """ReLU latents with an L1 penalty (Bricken et al. 2023; the norm-weighted penalty: Conerly et al. 2024)."""
+
+    architecture: Literal["relu"]
+    l1: NonNegative = 3e-3
+    """Weight of the penalty beside the reconstruction error."""
+    error: Literal["variance", "element"] = "variance"
+    """Reconstruction error as a share of the activations' variance (then `l1` does not depend on their scale), or the
+    squared error per element."""
+    penalty: Literal["decoder-norm", "plain"] = "decoder-norm"
+    """Sum of latents times the norm of their decoder rows, or the plain sum of latents."""
+    init: Literal["tied", "linear"] = "tied"
+    """`tied`: random unit decoder rows, the encoder their transpose, b_dec the mean; `linear`: torch.nn.Linear's."""
+    subtract_b_dec: bool = True
+    """Whether b_dec is subtracted from the input."""
+    training: SAETraining = SAETraining()

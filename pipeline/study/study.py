@@ -1,0 +1,207 @@
+"""The study: every section parsed, sweeps expanded, names that refer to others followed."""
+
+from dataclasses import dataclass, field
+from typing import Annotated, Any
+
+from pydantic import Field, ValidationError
+
+from pipeline.study.activations import Activations
+from pipeline.study.base import Name, Spec
+from pipeline.study.dataset import Dataset
+from pipeline.study.faults import Fault, Path, StudyError, not_among, validation_faults
+from pipeline.study.kinds import TAGS, kinds
+from pipeline.study.model import Model
+from pipeline.study.sae import SAE
+from pipeline.study.sections import Evaluation, Features, Probe, Report
+from pipeline.study.sweep import variants
+
+Entries = dict[Name, Any]
+
+
+class File(Spec):
+    """A study file."""
+
+    name: Name
+    """Names the folder of its results, results/<name>/."""
+    data_dir: str | None = None
+    """Folder in which corpora are looked for; the variable SAEFLOW_DATA when not given."""
+    datasets: Annotated[Entries, Field(min_length=1)]
+    models: Entries = {}
+    activations: dict[Name, Activations] = {}
+    saes: Entries = {}
+    evaluation: Evaluation = Evaluation()
+    features: Features = Features()
+    probe: Probe | None = None
+    report: Report = Report()
+
+
+@dataclass(frozen=True)
+class Harvest:
+    """An entry of `activations` for one variant of its model."""
+
+    entry: str
+    model: str
+    """Name of the model's variant."""
+    spec: Activations
+
+
+@dataclass(frozen=True)
+class Study:
+    """A valid study. Keys of models, activations and SAEs are names of variants, as their folders are called."""
+
+    file: File
+    datasets: dict[str, Dataset]
+    models: dict[str, Model]
+    activations: dict[str, Harvest]
+    saes: dict[tuple[str, str, str], SAE]
+    """By (activations, hook, SAE variant)."""
+    families: dict[str, str] = field(default_factory=dict)
+    """The entry that a variant of a model or SAE belongs to."""
+
+    def width(self, activations: str, hook: str) -> int:
+        """Width of a hook that is recorded."""
+        return self.models[self.activations[activations].model].hooks()[hook]
+
+
+def parse(raw: dict[str, Any]) -> Study:
+    """A study from the settings of its files. Raises StudyError with every fault that can be told."""
+    faults: list[Fault] = []
+    for key in raw:
+        if not isinstance(key, str):
+            faults.append(Fault((), f"the key {key!r} is not text (YAML reads yes, no, on, off as truth values; quote it)"))
+    try:
+        file = File.model_validate({key: value for key, value in raw.items() if isinstance(key, str)})
+    except ValidationError as error:
+        faults += validation_faults(error, File, ())
+        file = None
+    entries = {section: _section(raw, section) for section in TAGS}
+    datasets = {name: one for name, found in _expand(entries, "datasets", faults).items() for one in found.values()}
+    models = _expand(entries, "models", faults)
+    saes = _expand(entries, "saes", faults)
+    if file is None:
+        raise StudyError(faults)
+    study = _connect(file, datasets, models, saes, faults)
+    if faults:
+        raise StudyError(faults)
+    return study
+
+
+def _section(raw: dict[str, Any], section: str) -> dict[str, Any]:
+    entries = raw.get(section)
+    return entries if isinstance(entries, dict) else {}
+
+
+def _expand(entries: dict[str, dict[str, Any]], section: str, faults: list[Fault]) -> dict[str, dict[str, Any]]:
+    """Variants of every entry of a section, by entry."""
+    tag, known = TAGS[section], kinds(section)
+    found: dict[str, dict[str, Any]] = {}
+    for name, raw in entries[section].items():
+        at: Path = (section, name)
+        found[name] = {}
+        if not isinstance(raw, dict):
+            faults.append(Fault(at, f"a mapping of settings is expected, with '{tag}' among them"))
+        elif tag not in raw:
+            faults.append(Fault((*at, tag), f"is missing (allowed: {', '.join(known)})"))
+        elif raw[tag] not in known:
+            what = "an architecture" if tag == "architecture" else "a kind of dataset"
+            faults.append(Fault((*at, tag), not_among(raw[tag], known, what)))
+        else:
+            found[name] = variants(str(name), raw, known[raw[tag]], at, faults)
+    return found
+
+
+def _connect(
+    file: File, datasets: dict[str, Dataset], models: dict[str, dict[str, Model]], saes: dict[str, dict[str, SAE]], faults: list[Fault]
+) -> Study:
+    """Follows names from one section to another and expands what depends on a swept model."""
+    declared = {"datasets": file.datasets, "models": file.models, "activations": file.activations}
+
+    def known(path: Path, name: str, section: str, what: str) -> bool:
+        if name not in declared[section]:
+            faults.append(Fault(path, not_among(name, declared[section], what)))
+        return name in declared[section]
+
+    for entry, found in models.items():
+        for model in list(found.values())[:1]:
+            path: Path = ("models", entry, "dataset")
+            if known(path, model.dataset, "datasets", "a dataset of this study") and model.dataset in datasets:
+                form = datasets[model.dataset].form
+                if form != model.form:
+                    faults.append(Fault(path, f"'{model.dataset}' holds {form}, and {model.architecture} takes {model.form}"))
+    harvests: dict[str, dict[str, Harvest]] = {}
+    for entry, spec in file.activations.items():
+        harvests[entry] = {}
+        if known(("activations", entry, "model"), spec.model, "models", "a model of this study"):
+            _check_harvest(entry, spec, models[spec.model], datasets, faults)
+            for variant in models[spec.model]:
+                harvests[entry][entry + variant[len(spec.model) :]] = Harvest(entry, variant, spec)
+    trained: dict[tuple[str, str, str], SAE] = {}
+    for entry, sae_variants in saes.items():
+        for variant, sae in sae_variants.items():
+            if not known(("saes", entry, "activations"), sae.activations, "activations", "an entry of activations"):
+                continue
+            recorded = file.activations[sae.activations]
+            for position, hook in enumerate(sae.hooks or ()):
+                if hook not in recorded.hooks:
+                    faults.append(
+                        Fault(
+                            ("saes", entry, "hooks", position), not_among(hook, recorded.hooks, f"a hook of activations.{sae.activations}")
+                        )
+                    )
+            for needed, purpose in (
+                ("train", "SAEs are trained on"),
+                (file.evaluation.split, "evaluation.split names"),
+                (file.features.split, "features.split names"),
+            ):
+                if needed not in recorded.splits:
+                    faults.append(Fault(("activations", sae.activations, "splits"), f"'{needed}' is missing, which {purpose}"))
+            for harvest in harvests[sae.activations]:
+                for hook in sae.hooks or recorded.hooks:
+                    trained[harvest, hook, variant] = sae
+    study = Study(
+        file=file,
+        datasets=datasets,
+        models={variant: model for found in models.values() for variant, model in found.items()},
+        activations={variant: harvest for found in harvests.values() for variant, harvest in found.items()},
+        saes=trained,
+        families={variant: entry for found in (models, saes) for entry, under in found.items() for variant in under},
+    )
+    _check_sections(study, faults)
+    return study
+
+
+def _check_harvest(
+    entry: str, spec: Activations, variants_of_model: dict[str, Model], datasets: dict[str, Dataset], faults: list[Fault]
+) -> None:
+    if spec.shard_rows % spec.chunk_rows:
+        faults.append(Fault(("activations", entry, "shard_rows"), f"{spec.shard_rows} is not a multiple of chunk_rows, {spec.chunk_rows}"))
+    for model in variants_of_model.values():
+        for position, hook in enumerate(spec.hooks):
+            if hook not in model.hooks():
+                faults.append(Fault(("activations", entry, "hooks", position), not_among(hook, model.hooks(), f"a hook of {spec.model}")))
+        dataset = datasets.get(model.dataset)
+        for position, split in enumerate(spec.splits):
+            if dataset and split not in dataset.splits():
+                faults.append(
+                    Fault(("activations", entry, "splits", position), not_among(split, dataset.splits(), f"a split of {model.dataset}"))
+                )
+
+
+def _check_sections(study: Study, faults: list[Fault]) -> None:
+    if probe := study.file.probe:
+        for harvest in study.activations.values():
+            model = study.models[harvest.model]
+            dataset = study.datasets.get(model.dataset)
+            width = getattr(dataset, "width", None)
+            if dataset is None or width is None:
+                faults.append(Fault(("probe",), f"samples are rows of numbers, and '{model.dataset}' holds {model.form}"))
+                continue
+            width = width() if callable(width) else width
+            for position, sample in enumerate(probe.samples):
+                if len(sample.input) != width:
+                    faults.append(
+                        Fault(
+                            ("probe", "samples", position, "input"),
+                            f"{len(sample.input)} numbers, and '{model.dataset}' has {width} in a row",
+                        )
+                    )

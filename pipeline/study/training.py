@@ -1,0 +1,38 @@
+"""How an optimizer and its learning rate are set, wherever something is trained."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from pipeline.study.base import Count, Fraction, Natural, NonNegative, Number, Positive, Share, Spec
+
+Beta = Annotated[float, Number, Field(ge=0, lt=1)]
+
+
+class Schedule(Spec):
+    """The learning rate over a run, as a multiple of `lr`."""
+
+    shape: Literal["constant", "linear", "cosine", "one-cycle"] = "cosine"
+    """`linear` and `cosine` fall from `lr` to `final` of it; `one-cycle` is PyTorch's OneCycleLR with `lr` as its peak."""
+    warmup: Natural = 0
+    """Steps of linear rise at the start (constant, linear, cosine)."""
+    final: Fraction = 0.0
+    """Share of `lr` at the last step (linear, cosine)."""
+    rise: Share = 0.3
+    """Share of the run that rises to the peak (one-cycle)."""
+
+
+class Optimizer(Spec):
+    """AdamW (Loshchilov & Hutter 2019, arXiv 1711.05101), fused."""
+
+    lr: Positive = 1e-3
+    """Learning rate at the top of its schedule."""
+    schedule: Schedule = Schedule()
+    betas: tuple[Beta, Beta] = (0.9, 0.999)
+    weight_decay: NonNegative = 0.0
+    decay: Literal["matrices", "all"] = "matrices"
+    """What weight decay applies to: weight matrices alone, or biases and norms as well."""
+    clip: Positive | None = None
+    """Largest norm of the gradient; larger ones are scaled down to it."""
+    batch: Count = 256
+    """Rows (tables, activations) or sequences (tokens) in a step."""

@@ -1,0 +1,38 @@
+"""AdamW as a study sets it, its learning rate and beta following the schedule."""
+
+import torch
+from torch import nn
+
+from pipeline.study.training import Optimizer
+from pipeline.training import schedule
+
+
+class ScheduledAdamW:
+    """Fused AdamW over a module's parameters, for a run of a known number of steps."""
+
+    def __init__(self, module: nn.Module, spec: Optimizer, steps: int) -> None:
+        self.spec, self.steps, self.step_number = spec, steps, 0
+        self.parameters = list(module.parameters())
+        matrices = [p for p in self.parameters if p.ndim > 1]
+        others = [p for p in self.parameters if p.ndim <= 1]
+        groups = [
+            {"params": matrices, "weight_decay": spec.weight_decay},
+            {"params": others, "weight_decay": spec.weight_decay if spec.decay == "all" else 0.0},
+        ]
+        self.adamw = torch.optim.AdamW([group for group in groups if group["params"]], lr=spec.lr, betas=spec.betas, fused=True)
+
+    @property
+    def lr(self) -> float:
+        """Learning rate of the last step."""
+        return self.adamw.param_groups[0]["lr"]
+
+    def step(self) -> None:
+        """Clips, updates with this step's learning rate, and clears the gradients."""
+        lr, beta1 = schedule.at(self.spec, self.step_number, self.steps)
+        for group in self.adamw.param_groups:
+            group["lr"], group["betas"] = lr, (beta1, self.spec.betas[1])
+        if self.spec.clip is not None:
+            nn.utils.clip_grad_norm_(self.parameters, self.spec.clip)
+        self.adamw.step()
+        self.adamw.zero_grad(set_to_none=True)
+        self.step_number += 1

@@ -1,0 +1,36 @@
+"""Learning rate (and first beta) at each step of a run."""
+
+from math import cos, pi
+
+from pipeline.study.training import Optimizer
+
+_START, _END = 25.0, 1e4  # OneCycleLR's div_factor and final_div_factor
+_LOW, _HIGH = 0.85, 0.95  # its base_momentum and max_momentum
+
+
+def at(spec: Optimizer, step: int, steps: int) -> tuple[float, float]:
+    """Learning rate and beta1 at step 0 .. steps - 1."""
+    shape = spec.schedule
+    if shape.shape == "one-cycle":
+        return _one_cycle(spec.lr, shape.rise, step, steps)
+    if step < shape.warmup:
+        return spec.lr * (step + 1) / shape.warmup, spec.betas[0]
+    past = (step - shape.warmup) / max(1, steps - shape.warmup)
+    fall = {"constant": 1.0, "linear": 1 - past, "cosine": (1 + cos(pi * past)) / 2}[shape.shape]
+    final = 1.0 if shape.shape == "constant" else shape.final
+    return spec.lr * (final + (1 - final) * fall), spec.betas[0]
+
+
+def _one_cycle(peak: float, rise: float, step: int, steps: int) -> tuple[float, float]:
+    """As torch.optim.lr_scheduler.OneCycleLR with its defaults (Smith & Topin 2017, arXiv 1708.07120)."""
+    top = rise * steps - 1
+    start, end = peak / _START, peak / _START / _END
+    if step <= top:
+        part = step / top if top else 1.0
+        return _blend(start, peak, part), _blend(_HIGH, _LOW, part)
+    part = (step - top) / (steps - 1 - top)
+    return _blend(peak, end, part), _blend(_LOW, _HIGH, part)
+
+
+def _blend(a: float, b: float, part: float) -> float:
+    return b + (a - b) / 2 * (1 + cos(pi * part))

@@ -1,0 +1,31 @@
+"""Models: in, a dataset; out, the weights of each model variant, its training curve and its losses."""
+
+
+rule train_model:
+    """One variant of a model."""
+    input:
+        dataset=graph.dataset_manifest,
+    output:
+        manifest=graph.at("model", "manifest.json"),
+        run=graph.at("model", "run.json"),
+        weights=graph.at("model", "model.safetensors"),
+        config=graph.at("model", "config.json"),
+        curve=graph.at("model", "training.parquet"),
+        metrics=graph.at("model", "metrics.json"),
+    log:
+        graph.log("model", "train_model.log"),
+    benchmark:
+        graph.log("model", "train_model.tsv")
+    threads: lambda wildcards: graph.study.models[wildcards.model].threads
+    resources:
+        mem_mb=lambda wildcards, attempt: 3000 * attempt,
+        runtime=240,
+    params:
+        **code("pipeline.steps.train_model"),
+        architecture=lambda wildcards: graph.code_of("model", wildcards),
+        spec=lambda wildcards: graph.spec("model", wildcards),
+        out=subpath(output.manifest, parent=True),
+    message:
+        "Training the model {wildcards.model}"
+    shell:
+        "python -m pipeline.steps.train_model --spec {params.spec:q} --dataset {input.dataset:q} --out {params.out:q} > {log:q} 2>&1"
