@@ -20,7 +20,7 @@ lint: .venv/test.stamp  ## style, types, workflow
 	$(BIN)/snakefmt --check Snakefile rules
 	$(BIN)/mypy
 	$(BIN)/python -m pipeline schema --check
-	$(BIN)/python -m pipeline check config.yaml studies/*.yaml
+	@for study in config.yaml studies/*.yaml; do $(BIN)/python -m pipeline check $$study || exit 1; done
 
 format: .venv/test.stamp  ## what lint checks of style, put right
 	$(BIN)/ruff check --fix .

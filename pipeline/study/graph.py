@@ -112,7 +112,7 @@ class Graph:
         found: dict[str, list[dict[str, str]]] = {
             "dataset": [{"dataset": dataset} for dataset in study.datasets],
             "model": [{"model": model} for model in study.models],
-            "activations": [{"activations": a, "split": split} for a, harvest in study.activations.items() for split in harvest.spec.splits],
+            "activations": [{"activations": a, "split": split} for a, one in study.activations.items() for split in one.spec.splits],
             "sae": names,
             "evaluation": names,
             "features": names,

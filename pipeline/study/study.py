@@ -69,21 +69,48 @@ def parse(raw: dict[str, Any]) -> Study:
     for key in raw:
         if not isinstance(key, str):
             faults.append(Fault((), f"the key {key!r} is not text (YAML reads yes, no, on, off as truth values; quote it)"))
-    try:
-        file = File.model_validate({key: value for key, value in raw.items() if isinstance(key, str)})
-    except ValidationError as error:
-        faults += validation_faults(error, File, ())
-        file = None
+    file = _file({key: value for key, value in raw.items() if isinstance(key, str)}, faults)
     entries = {section: _section(raw, section) for section in TAGS}
     datasets = {name: one for name, found in _expand(entries, "datasets", faults).items() for one in found.values()}
     models = _expand(entries, "models", faults)
     saes = _expand(entries, "saes", faults)
     if file is None:
         raise StudyError(faults)
+    _check_names(file, entries, faults)
     study = _connect(file, datasets, models, saes, faults)
     if faults:
         raise StudyError(faults)
     return study
+
+
+def _file(raw: dict[str, Any], faults: list[Fault]) -> File | None:
+    """The top level. What is wrong in it is set aside, where that can be, so that the rest is checked as well."""
+    try:
+        return File.model_validate(raw)
+    except ValidationError as error:
+        found = validation_faults(error, File, ())
+    wrong = {fault.path[0] for fault in found if fault.path}
+    rest = {key: value for key, value in raw.items() if key not in wrong}
+    faults += found
+    try:
+        return File.model_validate({"name": "study", **rest})
+    except ValidationError:
+        return None
+
+
+def _check_names(file: File, entries: dict[str, dict[str, Any]], faults: list[Fault]) -> None:
+    """Names of other entries, checked as they are written: an entry that is wrong otherwise is not checked less."""
+    for section, key, declared, what in (
+        ("models", "dataset", file.datasets, "a dataset of this study"),
+        ("saes", "activations", file.activations, "an entry of activations"),
+    ):
+        for entry, raw in entries[section].items():
+            name = raw.get(key) if isinstance(raw, dict) else None
+            if isinstance(name, str) and name not in declared:
+                faults.append(Fault((section, entry, key), not_among(name, declared, what)))
+    for entry, spec in file.activations.items():
+        if spec.model not in file.models:
+            faults.append(Fault(("activations", entry, "model"), not_among(spec.model, file.models, "a model of this study")))
 
 
 def _section(raw: dict[str, Any], section: str) -> dict[str, Any]:
@@ -114,31 +141,23 @@ def _connect(
     file: File, datasets: dict[str, Dataset], models: dict[str, dict[str, Model]], saes: dict[str, dict[str, SAE]], faults: list[Fault]
 ) -> Study:
     """Follows names from one section to another and expands what depends on a swept model."""
-    declared = {"datasets": file.datasets, "models": file.models, "activations": file.activations}
-
-    def known(path: Path, name: str, section: str, what: str) -> bool:
-        if name not in declared[section]:
-            faults.append(Fault(path, not_among(name, declared[section], what)))
-        return name in declared[section]
-
     for entry, found in models.items():
         for model in list(found.values())[:1]:
-            path: Path = ("models", entry, "dataset")
-            if known(path, model.dataset, "datasets", "a dataset of this study") and model.dataset in datasets:
+            if model.dataset in datasets and datasets[model.dataset].form != model.form:
                 form = datasets[model.dataset].form
-                if form != model.form:
-                    faults.append(Fault(path, f"'{model.dataset}' holds {form}, and {model.architecture} takes {model.form}"))
+                what = f"'{model.dataset}' holds {form}, and {model.architecture} takes {model.form}"
+                faults.append(Fault(("models", entry, "dataset"), what))
     harvests: dict[str, dict[str, Harvest]] = {}
     for entry, spec in file.activations.items():
         harvests[entry] = {}
-        if known(("activations", entry, "model"), spec.model, "models", "a model of this study"):
+        if spec.model in models:
             _check_harvest(entry, spec, models[spec.model], datasets, faults)
             for variant in models[spec.model]:
                 harvests[entry][entry + variant[len(spec.model) :]] = Harvest(entry, variant, spec)
     trained: dict[tuple[str, str, str], SAE] = {}
     for entry, sae_variants in saes.items():
         for variant, sae in sae_variants.items():
-            if not known(("saes", entry, "activations"), sae.activations, "activations", "an entry of activations"):
+            if sae.activations not in file.activations:
                 continue
             recorded = file.activations[sae.activations]
             for position, hook in enumerate(sae.hooks or ()):
