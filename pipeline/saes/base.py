@@ -14,11 +14,12 @@ from pipeline.artifacts.seeds import derive
 
 @dataclass
 class Losses:
-    """What one batch gives: the loss to minimise, its parts by name, the latents, the squared error summed over the batch."""
+    """What one batch gives: the loss to minimise, its parts by name, in how many rows each latent fired, the squared error
+    summed over the batch."""
 
     total: Tensor
     parts: dict[str, Tensor]
-    latents_BM: Tensor
+    fired_M: Tensor
     squared_error: Tensor
 
 
@@ -30,7 +31,7 @@ class SAE(nn.Module):
 
     def __init__(self, width: int, latents: int) -> None:
         super().__init__()
-        self.W_enc = nn.Parameter(torch.zeros(width, latents))
+        self.W_enc = nn.Parameter(torch.zeros(latents, width).T)  # laid out by latent, as the sparse gradient comes
         self.b_enc = nn.Parameter(torch.zeros(latents))
         self.W_dec = nn.Parameter(torch.zeros(latents, width))
         self.b_dec = nn.Parameter(torch.zeros(width))

@@ -28,7 +28,7 @@ def build(spec: dict[str, Any], width: int) -> tuple[SAE, Any]:
 def save(draft: Draft, sae: SAE, spec: dict[str, Any], log_sparsity: torch.Tensor) -> None:
     """Writes the three files. `log_sparsity` is log10 of each latent's firing frequency (M,)."""
     width, latents = sae.W_enc.shape
-    save_file({name: value.detach().contiguous() for name, value in sae.state_dict().items()}, draft.path(WEIGHTS))
+    save_file({name: value.contiguous() for name, value in sae.state_dict().items()}, draft.path(WEIGHTS))
     save_file({"sparsity": log_sparsity}, draft.path("sparsity.safetensors"))
     metadata = {**spec["metadata"], "hook_name": spec["hook"], "sae_lens_version": SAELENS_VERSION, "saeflow": spec}
     cfg = {

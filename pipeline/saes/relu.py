@@ -4,12 +4,15 @@
   decoder rows need no constraint; the published pointer recipe takes the plain sum
 - the error is a share of the activations' variance, so that `l1` does not depend on their scale; or, as published, the
   squared error per element
+- once few latents are active, only the encoder's product is dense (kernels.py)
 """
 
 from typing import Any
 
+import torch
 from torch import Tensor
 
+from pipeline.saes import kernels
 from pipeline.saes.base import SAE, Losses
 from pipeline.study.saes.relu import ReLU as Spec
 
@@ -27,17 +30,29 @@ class Module(SAE):
         else:
             self.init_linear(self.spec.seed)
 
+    def centred(self, x_BD: Tensor) -> Tensor:
+        return x_BD - self.b_dec if self.spec.subtract_b_dec else x_BD
+
     def encode(self, x_BD: Tensor) -> Tensor:
-        x_BD = x_BD - self.b_dec if self.spec.subtract_b_dec else x_BD
-        return (x_BD @ self.W_enc + self.b_enc).relu()
+        return torch.addmm(self.b_enc, self.centred(x_BD), self.W_enc).relu()
 
     def losses(self, x_BD: Tensor, variance: float) -> Losses:
-        f_BM = self.encode(x_BD)
-        squared = (self.decode(f_BM) - x_BD).square().sum()
+        centred_BD = self.centred(x_BD)
+        pre_BM = torch.addmm(self.b_enc, centred_BD, self.W_enc)
+        mask_BM = pre_BM.detach() > 0
+        norm_M = self.W_dec.norm(dim=1) if self.spec.penalty == "decoder-norm" else torch.ones_like(self.b_enc)
+        if kernels.pays(int(mask_BM.sum()), *mask_BM.shape):
+            active = kernels.Active.where(mask_BM)
+            values_N = kernels.encode_at(centred_BD, self.W_enc, self.b_enc, pre_BM, active)
+            reconstruction_BD = kernels.decode_at(values_N, self.W_dec, active) + self.b_dec
+            l1, fired_M = (values_N * norm_M[active.index]).sum() / len(x_BD), active.count()
+        else:
+            f_BM = pre_BM.relu()
+            reconstruction_BD = self.decode(f_BM)
+            l1, fired_M = (f_BM @ norm_M).mean(), mask_BM.sum(0)
+        squared = (reconstruction_BD - x_BD).square().sum()
         error = squared / (len(x_BD) * variance) if self.spec.error == "variance" else squared / x_BD.numel()
-        weighted = f_BM @ self.W_dec.norm(dim=1) if self.spec.penalty == "decoder-norm" else f_BM.sum(1)
-        l1 = weighted.mean()
-        return Losses(error + self.spec.l1 * l1, {"error": error, "l1": l1}, f_BM, squared)
+        return Losses(error + self.spec.l1 * l1, {"error": error, "l1": l1}, fired_M, squared)
 
     def saelens(self) -> dict[str, Any]:
         return {"apply_b_dec_to_input": self.spec.subtract_b_dec}

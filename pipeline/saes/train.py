@@ -67,7 +67,7 @@ class _Sums:
         self.steps += 1
         for name, value in {"loss": found.total, **found.parts}.items():
             self.parts[name] = self.parts.get(name, torch.zeros(())) + value.detach()
-        self.fired += (found.latents_BM != 0).sum(0)
+        self.fired += found.fired_M
         self.squared += found.squared_error.detach()
 
     def take(self, variance: float) -> dict[str, float]:

@@ -1,0 +1,106 @@
+"""Small artifacts that several tests need. Everything is made here, in temporary folders."""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import settings
+from torch import Tensor, nn
+
+from pipeline.activations.harvest import harvest
+from pipeline.activations.seal import seal
+from pipeline.activations.store import ActivationStore
+from pipeline.artifacts.manifest import MANIFEST, Artifact, publishing
+from pipeline.datasets import tables, tokens
+from pipeline.models.examples import examples
+
+settings.register_profile("project", deadline=None, max_examples=40, derandomize=True, database=None)
+settings.load_profile("project")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_thread():
+    """Threads cost more than they give at these sizes."""
+    torch.set_num_threads(1)
+
+
+@pytest.fixture
+def project() -> Path:
+    """The project's folder."""
+    return Path(__file__).parent.parent
+
+
+@pytest.fixture
+def data_folder() -> Path:
+    """The folder of texts and models that tests may read; it is no part of the project."""
+    folder = os.environ.get("SAEFLOW_DATA")
+    if not folder:
+        pytest.skip("the variable SAEFLOW_DATA names no data folder")
+    return Path(folder)
+
+
+@pytest.fixture
+def make_table(tmp_path) -> Callable[..., Artifact]:
+    """A published table: `make_table(rows)`, or `make_table(rows, target)`."""
+
+    def make(rows, target=None, name: str = "table") -> Artifact:
+        rows = np.asarray(rows, dtype=np.float32)
+        target = np.zeros(len(rows)) if target is None else target
+        with publishing(tmp_path / name, "dataset", {"kind": "given"}, {}) as draft:
+            tables.write(draft, {"train": (rows, target)})
+        return Artifact.open(tmp_path / name / MANIFEST)
+
+    return make
+
+
+@pytest.fixture
+def make_tokens(tmp_path) -> Callable[..., Artifact]:
+    """A published token stream: `make_tokens(ids)`."""
+
+    def make(ids, vocabulary: int = 256, name: str = "tokens") -> Artifact:
+        with publishing(tmp_path / name, "dataset", {"kind": "given"}, {}) as draft:
+            tokens.write(draft, {"train": np.asarray(ids)}, vocabulary, "bytes")
+        return Artifact.open(tmp_path / name / MANIFEST)
+
+    return make
+
+
+class Passing(nn.Module):
+    """A model whose hook `x` is its input."""
+
+    def forward(self, inputs: Tensor, tap) -> Tensor:
+        return tap("x", inputs)
+
+
+class Lookup(nn.Module):
+    """A model whose hook `x` at token i is row i of a table."""
+
+    def __init__(self, rows) -> None:
+        super().__init__()
+        self.rows = torch.from_numpy(np.asarray(rows, dtype=np.float32))
+
+    def forward(self, ids: Tensor, tap) -> Tensor:
+        return tap("x", self.rows[ids])
+
+
+@pytest.fixture
+def make_store(tmp_path, make_table, make_tokens) -> Callable[..., ActivationStore]:
+    """A sealed store whose hook `x` holds the given rows, as a table's or in token sequences of a given length."""
+
+    def make(rows, length: int | None = None, chunk_rows: int = 4, shard_rows: int = 8, name: str = "store", **spec) -> ActivationStore:
+        rows = np.asarray(rows, dtype=np.float32)
+        if length is None:
+            dataset, model = make_table(rows, name=f"{name}-rows"), Passing()
+        else:
+            dataset, model = make_tokens(np.arange(len(rows) + 1), len(rows) + 1, f"{name}-ids"), Lookup(rows)
+        folder = tmp_path / name
+        folder.mkdir(exist_ok=True)
+        spec = {"hooks": ["x"], "batch": 3, "rows": None, "chunk_rows": chunk_rows, "shard_rows": shard_rows, "split": "train", **spec}
+        harvest(model, examples(dataset, "train", length), spec, folder, {"model": "none", "dataset": dataset.hash})
+        seal(folder, spec, {"dataset": dataset})
+        return ActivationStore(folder / MANIFEST)
+
+    return make
