@@ -156,4 +156,9 @@ class Graph:
         }
 
     def _report(self, wildcards: Any) -> dict:
-        return {**self.study.file.report.model_dump(mode="json"), "name": self.study.file.name, "entries": self._entries()}
+        return {
+            **self.study.file.report.model_dump(mode="json"),
+            "name": self.study.file.name,
+            "entries": self._entries(),
+            "order": self.all_of("sae"),
+        }

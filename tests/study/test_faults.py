@@ -191,7 +191,7 @@ PROBE = "probe:\n  samples:\n    - {input: [1, 2, 3, 4, 0, 1, 2, 3, 4, 0], expec
 def test_one_mistake_makes_nothing_else_look_wrong(text, read, old, new, path):
     with pytest.raises(StudyError) as caught:
         read(PROBE + text.replace(old, new))
-    assert {line.split(": ")[1] for line in str(caught.value).splitlines()} <= {path, f"{path}.model", f"{path}.modle"}
+    assert [line for line in str(caught.value).splitlines() if not line.split(": ")[1].startswith(path)] == []
 
 
 def test_snakemake_exits_with_the_lines_and_nothing_else(text, tmp_path):

@@ -1,0 +1,178 @@
+"""Only what changed runs again: the change, and exactly the jobs it may cause."""
+
+import copy
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from .conftest import STUDY, Project
+
+pytestmark = pytest.mark.slow
+
+SAES = ("relu", "fixed", "topk_k=4", "topk_k=8")
+EVERYTHING = {"make_dataset", "train_model", "harvest", "seal_store", "write_report"} | {
+    f"{rule} {sae}" for rule in ("train_sae", "evaluate", "describe_features", "probe") for sae in SAES
+}
+
+
+def after(*saes: str) -> set[str]:
+    """The jobs that an SAE trained again causes."""
+    jobs = {f"{rule} {sae}" for rule in ("train_sae", "evaluate", "describe_features", "probe") for sae in saes}
+    return {*jobs, "write_report"}
+
+
+def edit(file: str, old: str, new: str) -> Callable[[Path], None]:
+    def change(folder: Path) -> None:
+        path = folder / file
+        text = path.read_text()
+        assert old in text
+        path.write_text(text.replace(old, new, 1))
+
+    return change
+
+
+def study(change: Callable[[dict], None]) -> Callable[[Path], None]:
+    def write(folder: Path) -> None:
+        changed = copy.deepcopy(STUDY)
+        change(changed)
+        Project.write_study(_At(folder), changed)
+
+    return write
+
+
+class _At:
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+
+def add_architecture(folder: Path) -> None:
+    for place in ("pipeline/study/saes", "pipeline/saes"):
+        text = (folder / place / "topk.py").read_text()
+        changed = text.replace('Literal["topk"]', 'Literal["other"]').replace("study.saes.topk", "study.saes.other")
+        (folder / place / "other.py").write_text(changed)
+
+
+TABLE = {
+    "a comment in a library module": (edit("pipeline/saes/base.py", "import torch\n", "import torch  # the tensor library\n"), set()),
+    "a docstring in a library module": (edit("pipeline/saes/train.py", '"""Trains one SAE', '"""Trains, step by step, one SAE'), set()),
+    "the docstring of a setting": (edit("pipeline/study/saes/topk.py", "Latents that may fire", "Most latents that may fire"), set()),
+    "progress is shown otherwise": (edit("pipeline/console.py", "SECONDS_BETWEEN_LINES = 10.0", "SECONDS_BETWEEN_LINES = 5.0"), set()),
+    "a new architecture": (add_architecture, set()),
+    "a new option of the report": (
+        edit("pipeline/study/sections.py", 'about: str = ""', 'about: str = ""\n    footer: str = ""'),
+        {"write_report"},
+    ),
+    "the report's page": (edit("pipeline/report/page.html.jinja", "What was run", "What ran"), {"write_report"}),
+    "one architecture": (
+        edit("pipeline/saes/topk.py", "values_BK.relu()", "values_BK.clamp(min=0)"),
+        after("fixed", "topk_k=4", "topk_k=8"),
+    ),
+    "the trainer of SAEs": (edit("pipeline/saes/train.py", "POINTS = 50", "POINTS = 40"), after(*SAES)),
+    "an SAE's k": (study(lambda s: s["saes"]["fixed"].update(k=5)), after("fixed")),
+    "a new value in a sweep": (study(lambda s: s["saes"]["topk"]["sweep"]["k"].append(16)), after("topk_k=16")),
+    "a value less in a sweep": (study(lambda s: s["saes"]["topk"]["sweep"]["k"].remove(8)), {"write_report"}),
+    "a setting of the evaluation": (
+        study(lambda s: s.update(evaluation={"active_above": 0.5})),
+        {f"evaluate {sae}" for sae in SAES} | {"write_report"},
+    ),
+    "the dataset's seed": (study(lambda s: s["datasets"]["pointer"].update(seed=1)), EVERYTHING),
+    "the order of keys in the study": (study(lambda s: s.update(saes=dict(reversed(s["saes"].items())))), {"write_report"}),
+}
+
+
+@pytest.fixture
+def fresh(project: Project, tmp_path: Path) -> Project:
+    """The finished study in a copy that a test may spoil, times kept."""
+    made = copy.copy(project)
+    made.folder = tmp_path / "copy"
+    shutil.copytree(project.folder, made.folder, symlinks=True)
+    return made
+
+
+def test_a_finished_study_has_nothing_to_do(project: Project):
+    assert project.planned() == set()
+
+
+@pytest.mark.parametrize("what", TABLE)
+def test_a_change_runs_just_what_it_touches(fresh: Project, what: str):
+    change, expected = TABLE[what]
+    change(fresh.folder)
+    assert fresh.planned() == expected
+
+
+def test_changed_and_changed_back_before_a_run_is_nothing(fresh: Project):
+    TABLE["an SAE's k"][0](fresh.folder)
+    fresh.write_study(STUDY)
+    assert fresh.planned() == set()
+
+
+def test_changed_run_and_changed_back_is_what_was_overwritten(fresh: Project):
+    TABLE["an SAE's k"][0](fresh.folder)
+    fresh.run()
+    assert fresh.planned() == set()
+    fresh.write_study(STUDY)
+    assert fresh.planned() == after("fixed")
+
+
+def test_the_new_variant_runs_and_leaves_the_others_alone(fresh: Project):
+    old = {path: path.stat().st_mtime_ns for path in fresh.folder.glob("results/small/saes/**/sae_weights.safetensors")}
+    TABLE["a new value in a sweep"][0](fresh.folder)
+    fresh.run()
+    assert (fresh.folder / "results/small/saes/layer2/layer2/topk_k=16/sae_weights.safetensors").is_file()
+    assert {path: path.stat().st_mtime_ns for path in old} == old
+
+
+def delete(shard: Path, other: Path) -> None:
+    shard.unlink()
+
+
+def empty(shard: Path, other: Path) -> None:
+    shard.write_bytes(b"")
+
+
+def swap(shard: Path, other: Path) -> None:
+    first, second = shard.read_bytes(), other.read_bytes()
+    shard.write_bytes(second)
+    other.write_bytes(first)
+
+
+def damage(shard: Path, other: Path) -> None:
+    content = bytearray(shard.read_bytes())
+    content[len(content) // 2] ^= 1
+    shard.write_bytes(content)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "words"),
+    [(delete, "missing"), (empty, "empty"), (swap, "holds the bytes of"), (damage, "differ")],
+)
+def test_a_spoilt_shard_is_named_and_the_printed_command_repairs_it(fresh: Project, spoil, words: str):
+    shards = fresh.folder / "results/small/activations/layer2/train/store.zarr/layer2/c"
+    spoil(shards / "1/0", shards / "2/0")
+    retrained = fresh.snakemake("--forcerun", "results/small/saes/layer2/layer2/relu/manifest.json")
+    assert retrained.returncode != 0
+    line = next(line for line in retrained.stderr.splitlines() if line.startswith("error: "))
+    assert "store.zarr/layer2/c/1/0 (rows 128-255 of layer2): " in line
+    assert words in line
+    command = line.split("repair: python ")[1].split()
+    repaired = fresh.python(*command)
+    assert repaired.returncode == 0, repaired.stderr[-3000:]
+    assert fresh.planned() == set()  # the same bytes came back, so nothing that was made of them runs
+    assert fresh.python("-m", "pipeline", "verify").returncode == 0
+
+
+def test_clean_removes_what_no_study_names_any_more(fresh: Project):
+    smaller = copy.deepcopy(STUDY)
+    smaller["saes"]["topk"]["sweep"]["k"].remove(8)
+    fresh.write_study(smaller)
+    results = fresh.folder / "results/small"
+    assert (results / "features/layer2/layer2/topk_k=8").is_dir()
+    kept = sorted(path for path in results.rglob("*") if path.is_file() and "topk_k=8" not in path.parts)
+    shown = fresh.python("-m", "pipeline", "clean", "--dry-run")
+    assert "results/small/saes/layer2/layer2/topk_k=8" in shown.stderr
+    assert (results / "saes/layer2/layer2/topk_k=8").is_dir()
+    cleaned = fresh.python("-m", "pipeline", "clean")
+    assert cleaned.returncode == 0, cleaned.stderr
+    assert sorted(path for path in results.rglob("*") if path.is_file()) == kept
