@@ -90,12 +90,12 @@ class Lookup(nn.Module):
 def make_store(tmp_path, make_table, make_tokens) -> Callable[..., ActivationStore]:
     """A sealed store whose hook `x` holds the given rows, as a table's or in token sequences of a given length."""
 
-    def make(rows, length: int | None = None, chunk_rows: int = 4, shard_rows: int = 8, name: str = "store", **spec) -> ActivationStore:
-        rows = np.asarray(rows, dtype=np.float32)
+    def make(values, length: int | None = None, chunk_rows: int = 4, shard_rows: int = 8, name: str = "store", **spec) -> ActivationStore:
+        values = np.asarray(values, dtype=np.float32)
         if length is None:
-            dataset, model = make_table(rows, name=f"{name}-rows"), Passing()
+            dataset, model = make_table(values, name=f"{name}-rows"), Passing()
         else:
-            dataset, model = make_tokens(np.arange(len(rows) + 1), len(rows) + 1, f"{name}-ids"), Lookup(rows)
+            dataset, model = make_tokens(np.arange(len(values) + 1), len(values) + 1, f"{name}-ids"), Lookup(values)
         folder = tmp_path / name
         folder.mkdir(exist_ok=True)
         spec = {"hooks": ["x"], "batch": 3, "rows": None, "chunk_rows": chunk_rows, "shard_rows": shard_rows, "split": "train", **spec}

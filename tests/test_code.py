@@ -151,7 +151,13 @@ def test_imports_of_every_form_are_followed(write, line):
 
 
 def test_imports_are_followed_from_module_to_module_and_round_in_circles(write):
-    write(p__a="from p import b", p__b="def f():\n    from p.deep import c", p__deep__c="from .. import a\nfrom ..d import x", p__d="x = 1", p__e="")
+    write(
+        p__a="from p import b",
+        p__b="def f():\n    from p.deep import c",
+        p__deep__c="from .. import a\nfrom ..d import x",
+        p__d="x = 1",
+        p__e="",
+    )
     assert modules("p.a") == {"p.a", "p.b", "p.deep.c", "p.d"}
 
 
@@ -217,7 +223,9 @@ def test_what_only_paints_a_terminal_reruns_nothing():
     assert "code_pipeline_console" not in code("pipeline.steps.train_sae")
 
 
-@pytest.mark.parametrize("step", ["make_dataset", "train_model", "harvest", "seal_store", "train_sae", "evaluate", "describe_features", "probe"])
+@pytest.mark.parametrize(
+    "step", ["make_dataset", "train_model", "harvest", "seal_store", "train_sae", "evaluate", "describe_features", "probe"]
+)
 def test_no_step_depends_on_every_architecture_or_on_the_whole_study(step):
     """Or a new architecture, or a new section of the study, would run it again."""
     found = code(f"pipeline.steps.{step}")

@@ -53,53 +53,59 @@ class Strongest:
     """For each latent, the sequences with its largest values so far."""
 
     def __init__(self, latents: int, contexts: int) -> None:
-        self.contexts = contexts
+        self.kept = contexts
         self.values_MK = torch.zeros(latents, contexts)
         self.sequences_MK = torch.full((latents, contexts), -1, dtype=torch.int64)
 
     def add(self, block: Block) -> None:
         """Takes in a block. Of equal values the earlier sequence stays in front."""
         best_SM = torch.segment_reduce(block.latents_BM, "max", lengths=block.lengths, axis=0)
-        keep = min(self.contexts, len(best_SM))
+        keep = min(self.kept, len(best_SM))
         new_MK, at_MK = best_SM.T.topk(keep, dim=1)
         values = torch.cat([self.values_MK, new_MK], 1)
         sequences = torch.cat([self.sequences_MK, torch.from_numpy(block.sequences)[at_MK]], 1)
-        order = values.argsort(dim=1, descending=True, stable=True)[:, : self.contexts]
+        order = values.argsort(dim=1, descending=True, stable=True)[:, : self.kept]
         self.values_MK, self.sequences_MK = values.gather(1, order), sequences.gather(1, order)
 
-    def pairs(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """(latent, rank, sequence) of every context in which a latent fires, ordered by sequence."""
+    def contexts(self, before: int, after: int) -> "Contexts":
+        """A place for every context in which a latent fires, ordered by sequence; `fill` reads them."""
         latent, rank = (self.values_MK > 0).nonzero(as_tuple=True)
         sequence = self.sequences_MK[latent, rank].numpy()
         order = np.argsort(sequence, kind="stable")
-        return latent.numpy()[order], rank.numpy()[order], sequence[order]
+        return Contexts(latent.numpy()[order], rank.numpy()[order], sequence[order], before, after)
 
 
-@dataclass(frozen=True)
-class Context:
-    """A latent's values around its strongest row in one sequence."""
+class Contexts:
+    """Latents' values around their strongest row in each of their best sequences; P contexts in arrays of fixed size.
 
-    latent: int
-    rank: int
-    sequence: int
-    row: int
-    """Row of the store where it is strongest."""
-    start: int
-    """Row of the store where the window begins."""
-    values: np.ndarray
-    """The latent over the window."""
+    (Not a list of small arrays: those, made between large ones, would leave holes in memory that add up to gigabytes.)
+    """
 
+    def __init__(self, latent: np.ndarray, rank: np.ndarray, sequence: np.ndarray, before: int, after: int) -> None:
+        self.latent, self.rank, self.sequence = latent, rank, sequence
+        self.before, self.after = before, after
+        self.row = np.zeros(len(latent), dtype=np.int64)
+        """Row of the store where the latent is strongest."""
+        self.start = np.zeros(len(latent), dtype=np.int64)
+        """Row of the store where the window begins."""
+        self.length = np.zeros(len(latent), dtype=np.int64)
+        self.values = np.zeros((len(latent), before + after + 1), dtype=np.float32)
+        """The latent over the window, `length` values of it."""
 
-def read(block: Block, pairs: tuple[np.ndarray, np.ndarray, np.ndarray], before: int, after: int) -> Iterator[Context]:
-    """The contexts of those pairs whose sequence is in the block."""
-    latents, ranks, sequences = pairs
-    ends = torch.cumsum(block.lengths, 0).tolist()
-    low, high = np.searchsorted(sequences, [block.sequences[0], block.sequences[-1] + 1])
-    for latent, rank, sequence in zip(latents[low:high].tolist(), ranks[low:high].tolist(), sequences[low:high].tolist(), strict=True):
-        which = int(np.searchsorted(block.sequences, sequence))
-        stop = ends[which]
-        begin = stop - int(block.lengths[which])
-        values = block.latents_BM[begin:stop, latent].numpy()
-        strongest = int(values.argmax())
-        first, last = max(0, strongest - before), min(len(values), strongest + after + 1)
-        yield Context(latent, rank, sequence, block.start + begin + strongest, block.start + begin + first, values[first:last].copy())
+    def __len__(self) -> int:
+        return len(self.latent)
+
+    def fill(self, block: Block) -> None:
+        """Reads those contexts whose sequence is in the block."""
+        ends = torch.cumsum(block.lengths, 0).tolist()
+        low, high = np.searchsorted(self.sequence, [block.sequences[0], block.sequences[-1] + 1]).tolist()
+        for at in range(low, high):
+            which = int(np.searchsorted(block.sequences, self.sequence[at]))
+            stop = ends[which]
+            begin = stop - int(block.lengths[which])
+            values = block.latents_BM[begin:stop, int(self.latent[at])].numpy()
+            strongest = int(values.argmax())
+            first, last = max(0, strongest - self.before), min(len(values), strongest + self.after + 1)
+            self.row[at], self.start[at] = block.start + begin + strongest, block.start + begin + first
+            self.length[at] = last - first
+            self.values[at, : last - first] = values[first:last]

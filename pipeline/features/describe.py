@@ -10,7 +10,7 @@ from pipeline.activations.store import ActivationStore
 from pipeline.artifacts.manifest import Artifact
 from pipeline.console import progress
 from pipeline.datasets import tables, tokens
-from pipeline.features.contexts import Context, Strongest, blocks, read
+from pipeline.features.contexts import Contexts, Strongest, blocks
 from pipeline.features.statistics import LatentSums
 from pipeline.saes.base import SAE
 
@@ -27,38 +27,34 @@ def describe(sae: SAE, store: ActivationStore, dataset: Artifact, spec: dict[str
             found = LatentSums.of(block.latents_BM)
             sums = found if sums is None else sums + found
             bar.advance(len(block.latents_BM))
-        pairs = strongest.pairs()
-        contexts: list[Context] = []
+        contexts = strongest.contexts(spec["before"], spec["after"])
         for block in blocks(store, hook, sae, size):
-            contexts.extend(read(block, pairs, spec["before"], spec["after"]))
+            contexts.fill(block)
             bar.advance(len(block.latents_BM))
     assert sums is not None
-    contexts.sort(key=lambda context: (context.latent, context.rank))
     return sums.finish(), _table(contexts, store, dataset, spec["split"])
 
 
-def _table(contexts: list[Context], store: ActivationStore, dataset: Artifact, split: str) -> pa.Table:
+def _table(contexts: Contexts, store: ActivationStore, dataset: Artifact, split: str) -> pa.Table:
+    order = np.lexsort((contexts.rank, contexts.latent))
+    windows = [contexts.values[at, : contexts.length[at]] for at in order]
     columns: dict[str, Any] = {
-        "latent": pa.array([context.latent for context in contexts], pa.int32()),
-        "rank": pa.array([context.rank for context in contexts], pa.int32()),
-        "activation": pa.array([float(context.values.max()) for context in contexts], pa.float32()),
-        "sequence": pa.array([context.sequence for context in contexts], pa.int64()),
-        "position": pa.array(_read_at(store, "position", [context.row for context in contexts]), pa.int32()),
-        "activations": pa.array([context.values for context in contexts], pa.list_(pa.float32())),
+        "latent": pa.array(contexts.latent[order], pa.int32()),
+        "rank": pa.array(contexts.rank[order], pa.int32()),
+        "activation": contexts.values[order].max(axis=1, initial=0.0),
+        "sequence": contexts.sequence[order],
+        "position": store["position"].read(0, len(store))[contexts.row[order]],
+        "activations": pa.array(windows, pa.list_(pa.float32())),
     }
     if dataset.facts["form"] == "tokens":
-        ids = store["token"].read(0, len(store))
-        windows = [
-            tokens.text(ids[context.start : context.start + len(context.values)], dataset.facts["tokenizer"]) for context in contexts
+        ids, tokenizer = store["token"].read(0, len(store)), dataset.facts["tokenizer"]
+        texts = [
+            tokens.text(ids[start : start + length], tokenizer)
+            for start, length in zip(contexts.start[order], contexts.length[order], strict=True)
         ]
-        columns["tokens"] = pa.array(windows, pa.list_(pa.string()))
+        columns["tokens"] = pa.array(texts, pa.list_(pa.string()))
     else:
         rows, target = tables.read(dataset, split)
-        at = [context.sequence for context in contexts]
-        columns["input"] = pa.array(list(rows[at]), pa.list_(pa.float32()))
-        columns["target"] = pa.array(target[at], pa.float32())
+        columns["input"] = pa.array(list(rows[contexts.sequence[order]]), pa.list_(pa.float32()))
+        columns["target"] = target[contexts.sequence[order]]
     return pa.table(columns)
-
-
-def _read_at(store: ActivationStore, index: str, rows: list[int]) -> np.ndarray:
-    return store[index].read(0, len(store))[rows]

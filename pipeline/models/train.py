@@ -42,13 +42,10 @@ def train(model: Network, spec: Model, train_split: Examples, validation: Exampl
                 if not row["train_loss"] < float("inf"):
                     raise UserError(f"training diverged: the loss is {row['train_loss']} after step {step}; lower training.lr")
                 curve.add(**row)
+                bar.advance(0, ", ".join(f"{name.replace('_', ' ')} {value:.4f}" for name, value in row.items() if "loss" in name))
                 total, count = torch.zeros(()), 0
                 model.train()
-            bar.advance(
-                note=", ".join(f"{name.replace('_', ' ')} {value:.4f}" for name, value in curve.rows[-1].items() if "loss" in name)
-                if curve.rows
-                else ""
-            )
+            bar.advance()
     return curve
 
 

@@ -2,6 +2,7 @@
 
 import io
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import matplotlib
@@ -12,7 +13,9 @@ import matplotlib.pyplot as plt
 import numpy as np
 from cycler import cycler
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from pipeline.report.results import Model, Results, Trained, without_seed
 
@@ -35,33 +38,53 @@ STYLE: dict[Any, Any] = {
 }
 
 
-def figures(results: Results, entries: dict[str, dict[str, str]]) -> dict[str, bytes]:
-    """Every figure of the report as SVG, by file name. `entries` names the entry of each variant of a model, and of activations."""
+@dataclass(frozen=True)
+class Drawn:
+    """A figure: SVG, and what it is of."""
+
+    svg: bytes
+    of: str
+
+
+def figures(results: Results, entries: dict[str, dict[str, str]]) -> dict[str, Drawn]:
+    """Every figure of the report, by file name. `entries` names the entry of each variant of a model, and of activations."""
     drawn = {}
     with plt.rc_context(STYLE):
-        for name, draw in _plan(results, entries):
+        for name, of, draw in _plan(results, entries):
             figure = draw()
             out = io.BytesIO()
             figure.savefig(out, format="svg", metadata={"Date": None, "Creator": None})
             plt.close(figure)
-            drawn[name] = out.getvalue()
+            drawn[name] = Drawn(out.getvalue(), of)
     return drawn
 
 
-def _plan(results: Results, entries: dict[str, dict[str, str]]) -> Iterator[tuple[str, Callable[[], Figure]]]:
+def _plan(results: Results, entries: dict[str, dict[str, str]]) -> Iterator[tuple[str, str, Callable[[], Figure]]]:
     families: dict[str, list[Model]] = {}
     for model in results.models:
         families.setdefault(entries["models"][model.name], []).append(model)
     for family, models in families.items():
-        yield f"model_{family}.svg", lambda models=models: _model_curves(models)  # type: ignore[misc]
+        yield f"model_{family}.svg", family, lambda models=models: _model_curves(models)  # type: ignore[misc]
     if results.saes:
-        yield "frontier.svg", lambda: _frontier(results)
+        yield "frontier.svg", "all SAEs", lambda: _frontier(results)
     places: dict[tuple[str, str], list[Trained]] = {}
     for sae in results.saes:
         places.setdefault((entries["activations"][sae.activations], sae.hook), []).append(sae)
     for (activations, hook), saes in places.items():
-        yield f"training_{activations}_{hook}.svg", lambda saes=saes: _sae_curves(saes)  # type: ignore[misc]
-        yield f"density_{activations}_{hook}.svg", lambda saes=saes: _densities(saes)  # type: ignore[misc]
+        yield f"training_{activations}_{hook}.svg", place(activations, hook), lambda saes=saes: _sae_curves(saes)  # type: ignore[misc]
+        yield f"density_{activations}_{hook}.svg", place(activations, hook), lambda saes=saes: _densities(saes)  # type: ignore[misc]
+
+
+def place(activations: str, hook: str) -> str:
+    """How a page names a hook of some activations."""
+    return hook if activations == hook else f"{hook} of {activations}"
+
+
+def _plain_log(axis: Axis) -> None:
+    """Ticks at 1, 2, 5 of each decade, written as plain numbers: most of our ranges are shorter than a decade."""
+    axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axis.set_minor_formatter(NullFormatter())
 
 
 def _labelled(names: list[str]) -> Iterator[tuple[str, str, str | None]]:
@@ -89,6 +112,7 @@ def _model_curves(models: list[Model]) -> Figure:
         right.plot(curve["step"], curve["lr"], color=colour)
     left.set(xlabel="step", ylabel="loss", yscale="log", title="validation (bold) and training loss")
     right.set(xlabel="step", title="learning rate")
+    _plain_log(left.yaxis)
     _legend(left)
     return figure
 
@@ -103,6 +127,8 @@ def _sae_curves(saes: list[Trained]) -> Figure:
     axes[0].set(xlabel="step", yscale="log", title="1 − FVE, training")
     axes[1].set(xlabel="step", yscale="log", title="L0, training")
     axes[2].set(xlabel="step", ylim=(-0.02, 1.02), title="silent since the last point")
+    _plain_log(axes[0].yaxis)
+    _plain_log(axes[1].yaxis)
     _legend(axes[0])
     return figure
 
@@ -126,15 +152,16 @@ def _densities(saes: list[Trained]) -> Figure:
 
 def _frontier(results: Results) -> Figure:
     figure, axes = plt.subplots(figsize=(8.4, 3.4))
-    for place, (group, saes) in enumerate(results.groups().items()):
+    for number, (group, saes) in enumerate(results.groups().items()):
         l0, fve = [sae.metrics["l0"] for sae in saes], [sae.metrics["fve"] for sae in saes]
         label = " · ".join(group)
-        axes.scatter(l0, fve, s=34, color=f"C{place % 8}", marker="osD^vPX*"[place // 8 % 8], label=label, zorder=3)
+        axes.scatter(l0, fve, s=34, color=f"C{number % 8}", marker="osD^vPX*"[number // 8 % 8], label=label, zorder=3)
         axes.annotate(
             group[2], (float(np.mean(l0)), float(np.mean(fve))), xytext=(6, 4), textcoords="offset points", fontsize=8, color="#30363d"
         )
     axes.set(xlabel="L0 (active latents per row, log)", ylabel="FVE", xscale="log", title="sparsity against reconstruction, held out")
     if len({sae.group[:2] for sae in results.saes}) > 1:
         axes.legend(fontsize=7, ncols=2)
+    _plain_log(axes.xaxis)
     axes.margins(0.15)
     return figure

@@ -16,8 +16,10 @@ def plain(value: float | int | None, digits: int = 4) -> str:
 
 
 def percent(value: float | None) -> str:
-    """A share in per cent."""
-    return "–" if value is None else f"{100 * value:.1f} %"
+    """A share in per cent; small ones with two significant digits."""
+    if value is None:
+        return "–"
+    return f"{100 * value:.2g} %" if 0 < value < 1e-3 else f"{100 * value:.1f} %"
 
 
 def spread(values: Sequence[float | None], show: Callable[[float | None], str] = plain) -> str:

@@ -13,13 +13,14 @@ import jinja2
 import numpy as np
 
 from pipeline.artifacts.run import versions
+from pipeline.report.figures import Drawn, place
 from pipeline.report.numbers import percent, plain, spread
 from pipeline.report.results import Results, Trained
 
 TEMPLATE = Path(__file__).with_name("page.html.jinja")
 
 
-def page(results: Results, figures: dict[str, bytes], spec: dict[str, Any]) -> str:
+def page(results: Results, figures: dict[str, Drawn], spec: dict[str, Any]) -> str:
     """The page's HTML."""
     environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined)
     environment.filters |= {
@@ -32,7 +33,8 @@ def page(results: Results, figures: dict[str, bytes], spec: dict[str, Any]) -> s
         spec=spec,
         title=spec["title"] or spec["name"],
         results=results,
-        figures={name: "data:image/svg+xml;base64," + base64.b64encode(svg).decode() for name, svg in figures.items()},
+        figures={name: {"of": one.of, "image": _inline(one.svg)} for name, one in figures.items()},
+        place=place,
         saes=[_row(group, saes) for group, saes in results.groups().items()],
         shown=[_shown(saes[0], spec) for saes in results.groups().values()],
         probes=[sae for sae in _first_of_each(results) if sae.probe],
@@ -41,6 +43,10 @@ def page(results: Results, figures: dict[str, bytes], spec: dict[str, Any]) -> s
         rows=sorted({sae.metrics["rows"] for sae in results.saes}),
         versions=versions(),
     ) + "\n"  # fmt: skip
+
+
+def _inline(svg: bytes) -> str:
+    return "data:image/svg+xml;base64," + base64.b64encode(svg).decode()
 
 
 def _first_of_each(results: Results) -> list[Trained]:
@@ -91,7 +97,7 @@ def _runs(context: dict[str, Any]) -> list[tuple[str, float, float]]:
     """A context's text in runs of one strength: (text, share of the maximum, activation)."""
     runs: list[tuple[str, float, float]] = []
     for token, value in zip(context.get("tokens") or (), context["activations"], strict=False):
-        text = token.replace("\n", "↵\n")
+        text = token.replace("\n", "↵")
         if runs and value <= 0 and runs[-1][2] <= 0:
             runs[-1] = (runs[-1][0] + text, 0.0, 0.0)
         else:

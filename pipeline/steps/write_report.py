@@ -27,8 +27,8 @@ def main(
     results = load(datasets, models, saes, evaluation, features, probes)
     with publishing(out, "report", spec, results.artifacts()) as draft:
         drawn = figures(results, spec["entries"])
-        for name, svg in drawn.items():
-            draft.path(f"figures/{name}").write_bytes(svg)
+        for name, figure in drawn.items():
+            draft.path(f"figures/{name}").write_bytes(figure.svg)
         draft.path("index.html").write_text(page(results, drawn, spec), encoding="utf-8")
         draft.path("saes.csv").write_text(sae_table(results), encoding="utf-8")
     (out / "times.js").write_text(f"window.saeflowTimes = {json.dumps(_times(results))};\n")

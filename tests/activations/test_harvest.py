@@ -104,11 +104,12 @@ def test_nothing_after_the_limit_is_computed(model, text, tmp_path, monkeypatch)
     assert len(seen) == 3
 
 
-def test_a_value_that_is_not_finite_is_told_where_it_is(make, model):
-    with torch.no_grad():
-        model.position.weight[5] = float("nan")
-    with pytest.raises(UserError, match=r"blocks\.0\.mlp_hidden is not finite at sequence 0, position 5"):
-        make()
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_a_value_that_is_not_finite_is_told_where_it_is(make_store, value):
+    rows = np.ones((40, 3))
+    rows[[33, 37], 1] = value
+    with pytest.raises(UserError, match="hook x is not finite at sequence 6, position 3"):
+        make_store(rows, length=5)
 
 
 def test_the_old_manifest_is_gone_before_the_first_byte(make, model):

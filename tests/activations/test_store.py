@@ -24,18 +24,14 @@ def values(rows: int, width: int = 5, seed: int = 0) -> np.ndarray:
 
 @pytest.fixture
 def store(make_store) -> ActivationStore:
-    """21 rows in three shards, the last one partial; sequences of 4."""
-    return make_store(values(21), length=4)
+    """21 rows in three shards, the last one partial; sequences of 5, the last one shorter."""
+    return make_store(values(21), length=5)
 
 
 def read_all(folder: Path) -> dict[str, np.ndarray]:
     """Every array, through a store opened anew."""
     store = ActivationStore(folder / MANIFEST)
     return {name: store[name].read(0, len(store)) for name in ARRAYS}
-
-
-def shards(folder: Path) -> list[Path]:
-    return sorted(path for path in (folder / "store.zarr").rglob("c/*") if path.is_file() or path.parent.name == "c" and (path / "0").is_file())
 
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=25)
@@ -60,8 +56,8 @@ def test_any_rows_are_read_as_they_were_recorded(make_store, tmp_path, rows, wid
 
 def test_the_row_index_says_which_token_of_which_sequence(store):
     assert store["token"].read(0, 21).tolist() == list(range(21))
-    assert store["sequence"].read(0, 21).tolist() == [i // 4 for i in range(21)]
-    assert store["position"].read(0, 21).tolist() == [i % 4 for i in range(21)]
+    assert store["sequence"].read(0, 21).tolist() == [i // 5 for i in range(21)]
+    assert store["position"].read(0, 21).tolist() == [i % 5 for i in range(21)]
     assert {name: store[name].read(0, 1).dtype.str for name in ARRAYS} == {"x": "<f4", "token": "<i4", "sequence": "<i8", "position": "<i4"}
 
 
@@ -75,7 +71,7 @@ def test_rows_of_a_table_are_sequences_of_one_without_a_token(make_store):
 def test_plain_zarr_reads_the_same(store):
     group = zarr.open_group(store.artifact.folder / "store.zarr", mode="r")
     assert np.array_equal(group["x"][:], values(21))
-    assert np.array_equal(group["sequence"][:], np.arange(21) // 4)
+    assert np.array_equal(group["sequence"][:], np.arange(21) // 5)
     assert group["x"].chunks == (4, 5)
     assert group["x"].shards == (8, 5)
     about = group.attrs["saeflow"]
@@ -107,9 +103,8 @@ def test_rows_of_zeros_are_written(make_store):
     """A chunk that is left out because it is zero could not be told from a shard that was lost."""
     store = make_store(np.zeros((21, 5)))
     folder = store.artifact.folder
-    assert [path.stat().st_size for path in sorted((folder / "store.zarr/x/c").glob("*/0"))] == [
-        2 * (4 * 5 * 4 + 4) + 2 * 16 + 4
-    ] * 2 + [2 * (4 * 5 * 4 + 4) + 2 * 16 + 4]
+    chunk, index = 4 * 5 * 4 + 4, 2 * 16 + 4  # each with its crc32c
+    assert [path.stat().st_size for path in sorted((folder / "store.zarr/x/c").glob("*/0"))] == [2 * chunk + index] * 3
     assert not store["x"].read(0, 21).any()
     (folder / "store.zarr/x/c/1/0").unlink()
     with pytest.raises(DamagedArtifact, match=r"rows 8-15 of x.*missing"):
@@ -158,7 +153,7 @@ def test_a_flip_of_any_bit_of_any_file_is_found_and_named(store):
 @pytest.mark.parametrize("damage", ["deleted", "emptied", "truncated", "longer", "swapped"])
 def test_a_shard_that_is_not_as_published_is_named_with_its_rows(store, name, damage):
     folder = store.artifact.folder
-    one, other = ([folder / f"store.zarr/{name}/c/{n}{'/0' if name == 'x' else ''}" for n in (0, 1)])
+    one, other = (folder / f"store.zarr/{name}/c/{n}{'/0' if name == 'x' else ''}" for n in (0, 1))
     if damage == "deleted":
         one.unlink()
     elif damage == "emptied":

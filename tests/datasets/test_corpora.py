@@ -12,13 +12,17 @@ from pipeline.datasets import corpora
 from pipeline.study.datasets.bytes import CORPORA, Corpus
 
 TEXT = b"To be, or not to be"
-CORPUS = Corpus(file="hamlet.txt", sha256=hashlib.sha256(TEXT).hexdigest(), package=("hamlet", "hamlet/text.txt"), url="https://example.org/h")
+CORPUS = Corpus(
+    file="hamlet.txt", sha256=hashlib.sha256(TEXT).hexdigest(), package=("hamlet", "hamlet/text.txt"), url="https://example.org/h"
+)
 
 
 @pytest.fixture
 def places(tmp_path, monkeypatch):
     """Each place a text can be, as a file that does not exist yet; the web gives it only when `web` does."""
-    found = SimpleNamespace(path=tmp_path / "mine.txt", data=tmp_path / "data/hamlet.txt", package=tmp_path / "site/text.txt", web=tmp_path / "cache/h.txt")
+    found = SimpleNamespace(
+        path=tmp_path / "mine.txt", data=tmp_path / "data/hamlet.txt", package=tmp_path / "site/text.txt", web=tmp_path / "cache/h.txt"
+    )
     for file in vars(found).values():
         file.parent.mkdir(exist_ok=True)
     monkeypatch.setenv("SAEFLOW_DATA", str(found.data.parent))

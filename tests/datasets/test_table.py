@@ -92,7 +92,7 @@ def test_a_bad_cell_is_named_by_file_and_row_as_the_file_counts_them(make, tmp_p
         ({"width": 4}, "3 numbers in a row, and the study's width says 4"),
         ({"width": 3, "target": "output"}, "has no column 'output' (columns: input_list, output_list)"),
         ({"width": 3, "inputs": ["input"]}, "has no column 'input'"),
-        ({"width": 1, "inputs": ["output_list"], "target": "input_list"}, "column 'input_list' holds 3 numbers in a row; a target is one number"),
+        ({"width": 1, "inputs": ["output_list"], "target": "input_list"}, "column 'input_list' holds 3 numbers in a row; a target is one"),
     ],
 )  # fmt: skip
 def test_a_table_of_another_shape_is_refused(make, tmp_path, settings, words):

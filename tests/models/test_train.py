@@ -11,7 +11,12 @@ from pipeline.models import checkpoint
 from pipeline.models.examples import examples
 from pipeline.models.train import measure, train
 
-MLP = {"architecture": "mlp", "hidden": [16, 16], "batch_norm": [1], "training": {"epochs": 12, "batch": 20, "lr": 0.01, "validate_every": 5}}
+MLP = {
+    "architecture": "mlp",
+    "hidden": [16, 16],
+    "batch_norm": [1],
+    "training": {"epochs": 12, "batch": 20, "lr": 0.01, "validate_every": 5},
+}
 GPT = {
     "architecture": "gpt", "layers": 1, "width": 16, "heads": 2, "context": 8, "dropout": 0.1,
     "training": {"steps": 30, "batch": 4, "lr": 0.01, "validate_every": 12, "schedule": {"warmup": 5}},
@@ -91,7 +96,12 @@ def test_measures_are_means_over_all_rows_and_rounding_is_counted(make_table):
     target = rows[:, 0] + (np.arange(600) % 3 == 0)
     model, _ = checkpoint.build({"architecture": "mlp", "hidden": [1], "batch_norm": []}, {"width": 2})
     with torch.no_grad():  # 1.04 x the first number: within a half of it
-        for name, value in {"linear.0.weight": [[1.04, 0.0]], "linear.0.bias": [0.0], "output.weight": [[1.0]], "output.bias": [0.0]}.items():
+        for name, value in {
+            "linear.0.weight": [[1.04, 0.0]],
+            "linear.0.bias": [0.0],
+            "output.weight": [[1.0]],
+            "output.bias": [0.0],
+        }.items():
             model.state_dict()[name].copy_(torch.tensor(value))
     found = measure(model, examples(make_table(rows, target), "train", None))
     assert found["rounded_accuracy"] == 400 / 600

@@ -23,8 +23,14 @@ def test_the_default_study_is_accepted(validator, project):
 
 @pytest.mark.parametrize(
     ("section", "entry", "key"),
-    [("datasets", "pointer", "trian"), ("models", "mlp", "hiden"), ("activations", "layer2", "hoks"), ("saes", "topk", "latnets"), ("saes", "relu", "k")],
-)  # fmt: skip
+    [
+        ("datasets", "pointer", "trian"),
+        ("models", "mlp", "hiden"),
+        ("activations", "layer2", "hoks"),
+        ("saes", "topk", "latnets"),
+        ("saes", "relu", "k"),
+    ],
+)
 def test_a_misspelt_key_is_rejected_where_it_stands(validator, project, section, entry, key):
     study = yaml.safe_load((project / "config.yaml").read_text())
     study[section][entry][key] = 1

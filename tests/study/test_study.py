@@ -37,14 +37,18 @@ def test_the_default_study_is_the_published_one(project):
 
 
 keys = st.sampled_from("abcd")
-trees = st.recursive(st.one_of(st.integers(), st.none(), st.lists(st.integers())), lambda inner: st.dictionaries(keys, inner), max_leaves=12)
+trees = st.recursive(
+    st.one_of(st.integers(), st.none(), st.lists(st.integers())), lambda inner: st.dictionaries(keys, inner), max_leaves=12
+)
 mappings = st.dictionaries(keys, trees)
 
 
 def clash(below, above):
     """Whether a mapping would be laid over something else, where Snakemake fails or keeps what was there."""
     return any(
-        isinstance(value, dict) and (not isinstance(below[key], dict) or clash(below[key], value)) for key, value in above.items() if key in below
+        isinstance(value, dict) and (not isinstance(below[key], dict) or clash(below[key], value))
+        for key, value in above.items()
+        if key in below
     )
 
 
@@ -104,7 +108,9 @@ def test_a_line_of_the_study_reaches_the_steps_that_read_it_and_no_other(text, r
 
 def test_settings_that_are_written_out_are_those_that_are_left_out(text, read):
     """A default that is spelled runs nothing again."""
-    spelled = text.replace("    k: 4", "    k: 4.0\n    seed: 0\n    training: {batch: '1024', lr: 1e-3}").replace("    seed: 3", "    seed: '3'")
+    spelled = text.replace("    k: 4", "    k: 4.0\n    seed: 0\n    training: {batch: '1024', lr: 1e-3}").replace(
+        "    seed: 3", "    seed: '3'"
+    )
     assert Graph(read(text)).spec("sae", TOPK) == Graph(read(spelled)).spec("sae", TOPK)
     assert Graph(read(text)).spec("model", at(model="mlp")) == Graph(read(spelled)).spec("model", at(model="mlp"))
 

@@ -32,11 +32,15 @@ def test_every_swept_key_is_in_the_name_and_every_combination_is_a_variant():
     found = expand(sweep={"k": [16, 32], "seed": [0, 1, 2]})
     assert list(found) == [f"topk_k={k}_seed={seed}" for k, seed in product((16, 32), (0, 1, 2))]
     assert "topk_k=32_seed=1" in found
-    assert {name: (one.k, one.seed) for name, one in found.items()} == {f"topk_k={k}_seed={s}": (k, s) for k, s in product((16, 32), (0, 1, 2))}
+    assert {name: (one.k, one.seed) for name, one in found.items()} == {
+        f"topk_k={k}_seed={s}": (k, s) for k, s in product((16, 32), (0, 1, 2))
+    }
 
 
 def test_dotted_keys_reach_into_settings_and_leave_the_rest_as_written():
-    found = expand(training={"lr": 0.5, "epochs": 3, "schedule": {"shape": "cosine", "final": 0.2}}, sweep={"training.schedule.warmup": [1, 2]})
+    found = expand(
+        training={"lr": 0.5, "epochs": 3, "schedule": {"shape": "cosine", "final": 0.2}}, sweep={"training.schedule.warmup": [1, 2]}
+    )
     assert list(found) == ["topk_training.schedule.warmup=1", "topk_training.schedule.warmup=2"]
     for warmup, one in enumerate(found.values(), 1):
         assert (one.training.lr, one.training.epochs, one.training.schedule.final) == (0.5, 3, 0.2)

@@ -70,7 +70,9 @@ def test_gradients_are_scaled_down_to_the_norm_and_never_up():
         model = module()
         scheduled = ScheduledAdamW(model, spec(clip=clip, betas=[0.0, 0.999]), steps=3)
         seen = []
-        scheduled.adamw.register_step_pre_hook(lambda *_: seen.append(torch.cat([p.grad.flatten() for p in model.parameters()]).norm().item()))
+        scheduled.adamw.register_step_pre_hook(
+            lambda *_: seen.append(torch.cat([p.grad.flatten() for p in model.parameters()]).norm().item())
+        )
         push(model, 0, size)
         scheduled.step()
         return seen[0]

@@ -30,7 +30,9 @@ def torchs(make, steps: int, lr: float = 0.01) -> tuple[list[float], list[float]
     return [lr for lr, _ in found], [momentum for _, momentum in found]
 
 
-RUNS = [(steps, rise) for steps in (2, 3, 11, 100, 800) for rise in (0.0, 0.1, 0.3, 0.5, 0.9) if rise * steps != 1]  # 1: PyTorch divides by 0
+RUNS = [
+    (steps, rise) for steps in (2, 3, 11, 100, 800) for rise in (0.0, 0.1, 0.3, 0.5, 0.9) if rise * steps != 1
+]  # 1: PyTorch divides by 0
 
 
 @pytest.mark.parametrize(("steps", "rise"), RUNS)

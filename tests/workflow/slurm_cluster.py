@@ -120,7 +120,14 @@ def _start(cluster: Cluster, cpus: int, memory_mb: int) -> None:
     _launch(cluster, "munged", *force, *(f"--{option}={folder / name}" for option, name in files.items()))
     _launch(cluster, "slurmctld")
     _launch(cluster, "slurmd", "-N", "localhost")
-    _wait(cluster, lambda: cluster.ask("sinfo", "--noheader", "--format=%T") == ["idle"], "the node is idle")
+    _wait(cluster, lambda: _idle(cluster), "the node is idle")
+
+
+def _idle(cluster: Cluster) -> bool:
+    try:
+        return cluster.ask("sinfo", "--noheader", "--format=%T") == ["idle"]
+    except subprocess.CalledProcessError:  # slurmctld does not answer yet
+        return False
 
 
 def _free_ports(count: int) -> list[int]:
