@@ -22,8 +22,10 @@ def seal(folder: Path, spec: dict[str, Any], inputs: dict[str, Artifact]) -> Non
     for hook, width in part["widths"].items():
         mean = np.sum([np.array(sums[hook]["sum"]) for sums in part["sums"]], axis=0) / rows
         square = sum(sums[hook]["square"] for sums in part["sums"]) / rows
-        hooks[hook] = {"width": width, "mean": mean.tolist(), "mean_squared_norm": square}
-    store.set_attributes(folder, {**part["identity"], "dtype": "float32", "rows": rows, "hooks": hooks})
+        about = part["identity"]["meanings"][hook]
+        hooks[hook] = {"about": about, "width": width, "mean": mean.tolist(), "mean_squared_norm": square}
+    of = {key: part["identity"][key] for key in ("model", "dataset", "split")}
+    store.set_attributes(folder, {**of, "dtype": "float32", "rows": rows, "hooks": hooks})
     group = f"{store.STORE}/zarr.json"
     files = {**part["files"], group: entry(folder / group)}
     facts = {"rows": rows, "hooks": part["widths"]}

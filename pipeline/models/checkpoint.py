@@ -2,6 +2,7 @@
 
 import importlib
 from pathlib import Path
+from types import ModuleType
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -14,10 +15,18 @@ from pipeline.study.model import Model
 
 def build(spec: dict, facts: dict) -> tuple[Network, Model]:
     """A freshly initialised model for a dataset with these facts, and its parsed spec."""
-    architecture = importlib.import_module(f"pipeline.models.{spec['architecture'].replace('-', '_')}")
-    settings = architecture.Spec.model_validate({**spec, "dataset": "given"})
-    torch.manual_seed(derive(settings.seed, "model", "weights"))
-    return architecture.Model(settings, facts), settings
+    parsed = settings(spec)
+    torch.manual_seed(derive(parsed.seed, "model", "weights"))
+    return _architecture(spec).Model(parsed, facts), parsed
+
+
+def settings(spec: dict) -> Model:
+    """The parsed spec of a model, from what its manifest holds."""
+    return _architecture(spec).Spec.model_validate({**spec, "dataset": "given"})
+
+
+def _architecture(spec: dict) -> ModuleType:
+    return importlib.import_module(f"pipeline.models.{spec['architecture'].replace('-', '_')}")
 
 
 def save(draft: Draft, model: Network, spec: dict, facts: dict) -> None:

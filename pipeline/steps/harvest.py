@@ -17,7 +17,13 @@ def main(spec: dict[str, Any], model: Path, dataset: Path, out: Path) -> None:
     torch.set_num_threads(spec["threads"])
     trained, data = Artifact.open(model), Artifact.open(dataset)
     split = examples(data, spec["split"], trained.spec.get("context"))
-    identity = {"model": trained.hash, "dataset": data.hash, "split": spec["split"]}
+    settings = checkpoint.settings(trained.spec)
+    identity = {
+        "model": trained.hash,
+        "dataset": data.hash,
+        "split": spec["split"],
+        "meanings": {hook: settings.meaning(hook) for hook in spec["hooks"]},
+    }
     out.mkdir(parents=True, exist_ok=True)
     harvest(checkpoint.load(trained), split, spec, out, identity)
 

@@ -27,6 +27,10 @@ class Model(Spec):
         """Each hook with its width."""
         raise NotImplementedError
 
+    def meaning(self, hook: str) -> str:
+        """What a hook is, in words."""
+        raise NotImplementedError
+
     def length(self, sequences: int) -> tuple[int, int]:
         """Optimizer steps of the run for a train split of so many sequences, and steps between two measurements."""
         raise NotImplementedError

@@ -31,8 +31,8 @@ def metrics(fve: float) -> dict[str, Any]:
     """What evaluation says of an SAE."""
     return {
         "rows": 4321, "split": "validation", "fve": fve, "mse": 7.5, "mse_per_dim": 0.9375, "relative_reconstruction_bias": 0.99,
-        "l0": 3.25, "l0_above": 2.5, "active_above": 0.01, "dead": 0.5, "loss_clean": 1.0, "loss_sae": 1.5, "loss_zero": 4.0, "loss_mean": 3.0,
-        "loss_score_zero": 0.8125, "loss_score_mean": None,
+        "l0": 3.25, "l0_above": 2.5, "active_above": 0.01, "dead": 0.5, "loss_clean": 1.0, "loss_sae": 1.5, "loss_zero": 4.0,
+        "loss_mean": 3.0, "loss_score_zero": 0.8125, "loss_score_mean": None,
         "density": {"log10_edges": [-2.0, -1.0, 0.0], "counts": [3, 4], "never": 57},
     }  # fmt: skip
 

@@ -8,7 +8,14 @@ from pipeline.study.base import Count, NonNegative, Positive, Share
 from pipeline.study.model import Model
 from pipeline.study.training import Beta, Optimizer, Schedule
 
-HOOKS = ("resid_pre", "attn_out", "resid_mid", "mlp_hidden", "mlp_out", "resid_post")
+HOOKS = {
+    "resid_pre": "the residual stream before the block",
+    "attn_out": "what attention adds to the stream",
+    "resid_mid": "the stream between attention and MLP",
+    "mlp_hidden": "input of the MLP's last linear map, after its GELU",
+    "mlp_out": "what the MLP adds to the stream",
+    "resid_post": "the residual stream after the block",
+}
 
 
 class GPTTraining(Optimizer):
@@ -45,6 +52,9 @@ class GPT(Model):
     def hooks(self) -> dict[str, int]:
         hidden = self.mlp_width or 4 * self.width
         return {f"blocks.{n}.{hook}": hidden if hook == "mlp_hidden" else self.width for n in range(self.layers) for hook in HOOKS}
+
+    def meaning(self, hook: str) -> str:
+        return HOOKS[hook.rsplit(".", 1)[1]]
 
     def length(self, sequences: int) -> tuple[int, int]:
         return self.training.steps, self.training.validate_every

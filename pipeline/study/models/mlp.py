@@ -33,6 +33,9 @@ class MLP(Model):
     def hooks(self) -> dict[str, int]:
         return {f"layer{n}": width for n, width in enumerate(self.hidden, 1)}
 
+    def meaning(self, hook: str) -> str:
+        return f"output of hidden layer {hook.removeprefix('layer')}, after its ReLU"
+
     def length(self, sequences: int) -> tuple[int, int]:
         steps = -(-sequences // self.training.batch)
         return self.training.epochs * steps, self.training.validate_every * steps
