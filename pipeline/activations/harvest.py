@@ -21,7 +21,8 @@ Columns = dict[str, np.ndarray]
 def harvest(model: torch.nn.Module, split: Examples, spec: dict[str, Any], folder: Path, identity: dict[str, Any]) -> None:
     """Writes the shards and, last, `harvest.json`: the files with their hashes, and the sums that `seal` merges.
 
-    `spec` has hooks, batch, rows (a limit or None), chunk_rows, shard_rows. `identity` says of which model and dataset, and what hooks mean.
+    `spec` has hooks, batch, rows (a limit or None), chunk_rows, shard_rows. `identity` says of which model and dataset, and
+    what hooks mean.
     """
     (folder / MANIFEST).unlink(missing_ok=True)
     shutil.rmtree(folder / store.STORE, ignore_errors=True)

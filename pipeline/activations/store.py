@@ -7,6 +7,7 @@
 """
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -82,6 +83,15 @@ class Column:
         except ValueError as error:
             where = f"{self._artifact.folder / STORE / self.name}: rows {start}-{stop - 1}"
             raise DamagedArtifact(f"{where}: {error}; repair: {repair(self._artifact.folder / 'manifest.json')}") from None
+
+    def batches(self, size: int, rows: int | None = None) -> Iterator[np.ndarray]:
+        """The first `rows` rows (all when None) in order, `size` at a time; a chunk is read once where `size` divides it."""
+        rows = len(self) if rows is None else min(rows, len(self))
+        step = max(1, self.chunk_rows // size) * size
+        for start in range(0, rows, step):
+            block = self.read(start, min(start + step, rows))
+            for begin in range(0, len(block), size):
+                yield block[begin : begin + size]
 
 
 class ActivationStore:

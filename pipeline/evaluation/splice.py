@@ -10,16 +10,16 @@ from pipeline.models.base import Network
 from pipeline.models.examples import Examples
 from pipeline.models.hooks import spliced
 
-EVAL_BATCH = 256
-"""Sequences in a forward pass."""
-
 
 @torch.no_grad()
-def losses(model: Network, split: Examples, hook: str, reconstruct: Callable[[Tensor], Tensor], mean_D: Tensor) -> dict[str, float | None]:
+def losses(
+    model: Network, split: Examples, hook: str, reconstruct: Callable[[Tensor], Tensor], mean_D: Tensor, size: int
+) -> dict[str, float | None]:
     """Loss per position of the model as it is, with the SAE spliced in, and with the hook set to zero and to its mean.
 
     Each is averaged over all scored positions first; then loss_score_zero = (zero - sae) / (zero - clean), and the same
-    with the mean. 1: nothing is lost; 0: as bad as ablation. For a language model this is the CE loss score.
+    with the mean. 1: nothing is lost; 0: as bad as ablation. For a language model this is the CE loss score. `size`
+    sequences go through the model at a time.
     """
     ways: dict[str, Callable[[Tensor], Tensor]] = {
         "clean": lambda x: x,
@@ -30,7 +30,7 @@ def losses(model: Network, split: Examples, hook: str, reconstruct: Callable[[Te
     sums = dict.fromkeys(ways, 0.0)
     count = 0
     with progress("splice", len(split), "sequences") as bar:
-        for batch in split.batches(EVAL_BATCH):
+        for batch in split.batches(size):
             for way, replace in ways.items():
                 output = spliced(model, batch.inputs, hook, replace)
                 sums[way] += model.losses(output, batch.targets).double().sum().item()

@@ -15,9 +15,6 @@ from pipeline.study.model import Model
 from pipeline.training.curve import Curve
 from pipeline.training.optimizer import ScheduledAdamW
 
-EVAL_BATCH = 256
-"""Sequences in a batch when a split is measured."""
-
 
 def train(model: Network, spec: Model, train_split: Examples, validation: Examples | None) -> Curve:
     """Trains `model` in place as `spec` (a study's model spec) says. Raises UserError when the loss is not finite."""
@@ -38,7 +35,7 @@ def train(model: Network, spec: Model, train_split: Examples, validation: Exampl
             if step % every == 0 or step == steps:
                 row = {"step": step, "lr": optimizer.lr, "train_loss": total.item() / count}
                 if validation is not None:
-                    row["validation_loss"] = measure(model, validation)["loss"]
+                    row["validation_loss"] = measure(model, validation, settings.batch)["loss"]
                 if not row["train_loss"] < float("inf"):
                     raise UserError(f"training diverged: the loss is {row['train_loss']} after step {step}; lower training.lr")
                 curve.add(**row)
@@ -55,11 +52,12 @@ def _epochs(split: Examples, size: int, seed: int) -> Iterator[tuple[Tensor, Ten
 
 
 @torch.no_grad()
-def measure(model: Network, split: Examples) -> dict[str, float]:
-    """Mean loss over all positions of a split, and for tables the share of predictions that round to the target."""
+def measure(model: Network, split: Examples, size: int) -> dict[str, float]:
+    """Mean loss over all positions of a split, and for tables the share of predictions that round to the target. `size`
+    sequences go through the model at a time."""
     model.eval()
     total, right, count = 0.0, 0, 0
-    for batch in split.batches(EVAL_BATCH):
+    for batch in split.batches(size):
         output = model(batch.inputs)
         total += model.losses(output, batch.targets).double().sum().item()
         count += batch.targets.numel()

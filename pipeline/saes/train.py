@@ -86,6 +86,6 @@ def log_sparsity(sae: SAE, column: Column, batch: int) -> torch.Tensor:
     """log10 of each latent's firing frequency plus 1e-10 (M,), as SAELens writes it."""
     rows = min(len(column), SPARSITY_ROWS)
     fired = torch.zeros(sae.W_dec.shape[0], dtype=torch.int64)
-    for start in range(0, rows, batch):
-        fired += (sae.encode(torch.from_numpy(column.read(start, min(start + batch, rows)))) != 0).sum(0)
+    for x in column.batches(batch, rows):
+        fired += (sae.encode(torch.from_numpy(x)) != 0).sum(0)
     return torch.log10(fired.double() / rows + 1e-10).float()

@@ -26,8 +26,8 @@ def main(spec: dict[str, Any], sae: Path, store: Path, model: Path, dataset: Pat
     dictionary, column, size = checkpoint.load(trained), activations[spec["hook"]], spec["batch"]
     reconstruction, sparsity = [], []
     with progress("evaluate", len(column), "rows") as bar:
-        for start in range(0, len(column), size):
-            x = torch.from_numpy(column.read(start, start + size))
+        for rows in column.batches(size):
+            x = torch.from_numpy(rows)
             latents = dictionary.encode(x)
             reconstruction.append(Reconstruction.of(x, dictionary.decode(latents)))
             sparsity.append(Sparsity.of(latents, spec["active_above"]))
@@ -36,7 +36,8 @@ def main(spec: dict[str, Any], sae: Path, store: Path, model: Path, dataset: Pat
     mean = torch.from_numpy(activations.mean(spec["hook"]))
 
     def reconstruct(x: torch.Tensor) -> torch.Tensor:
-        return dictionary.decode(dictionary.encode(x.reshape(-1, x.shape[-1]))).view_as(x)
+        rows = x.reshape(-1, x.shape[-1]).split(size)
+        return torch.cat([dictionary.decode(dictionary.encode(some)) for some in rows]).view_as(x)
 
     with publishing(
         out, "evaluation", spec, {"sae": trained, "activations": activations.artifact, "model": host, "dataset": data}
@@ -47,7 +48,7 @@ def main(spec: dict[str, Any], sae: Path, store: Path, model: Path, dataset: Pat
             "hook": spec["hook"],
             **sum(reconstruction[1:], reconstruction[0]).finish(),
             **sum(sparsity[1:], sparsity[0]).finish(spec["active_above"]),
-            **splice.losses(models.load(host), split, spec["hook"], reconstruct, mean),
+            **splice.losses(models.load(host), split, spec["hook"], reconstruct, mean, host.spec["training"]["batch"]),
         }
         draft.write_json("metrics.json", metrics)
 

@@ -24,7 +24,7 @@ def main(spec: dict[str, Any], dataset: Path, out: Path) -> None:
         curve = train(model, settings, splits["train"], splits.get("validation"))
         curve.write(draft.path("training.parquet"))
         checkpoint.save(draft, model, spec, facts)
-        draft.write_json("metrics.json", {split: measure(model, some) for split, some in splits.items()})
+        draft.write_json("metrics.json", {split: measure(model, some, settings.training.batch) for split, some in splits.items()})
 
 
 if __name__ == "__main__":

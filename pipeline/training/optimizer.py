@@ -13,12 +13,9 @@ class ScheduledAdamW:
     def __init__(self, module: nn.Module, spec: Optimizer, steps: int) -> None:
         self.spec, self.steps, self.step_number = spec, steps, 0
         self.parameters = list(module.parameters())
-        matrices = [p for p in self.parameters if p.ndim > 1]
-        others = [p for p in self.parameters if p.ndim <= 1]
-        groups = [
-            {"params": matrices, "weight_decay": spec.weight_decay},
-            {"params": others, "weight_decay": spec.weight_decay if spec.decay == "all" else 0.0},
-        ]
+        decayed = [p for p in self.parameters if p.ndim > 1 or spec.decay == "all" or not spec.weight_decay]
+        others = [p for p in self.parameters if not any(p is one for one in decayed)]
+        groups = [{"params": decayed, "weight_decay": spec.weight_decay}, {"params": others, "weight_decay": 0.0}]
         self.adamw = torch.optim.AdamW([group for group in groups if group["params"]], lr=spec.lr, betas=spec.betas, fused=True)
 
     @property
