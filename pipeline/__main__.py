@@ -50,7 +50,7 @@ def repair(options: argparse.Namespace) -> None:
     """Make one artifact again. What was made from it stays, since the same bytes come back."""
     from pipeline.commands.repair import repair
 
-    repair(options.manifest, options.configfile)
+    repair(options.manifest, options.configfile, options.snakemake)
 
 
 def run(options: argparse.Namespace) -> None:
@@ -79,6 +79,7 @@ def main() -> None:
     repairs = command(repair)
     repairs.add_argument("manifest", type=Path, help="manifest.json of the artifact")
     repairs.add_argument("--configfile", nargs="+", metavar="FILE", default=[], help="the study; found by its name when not given")
+    repairs.add_argument("snakemake", nargs="*", metavar="-- OPTION", help="options of snakemake, such as the cluster's profile, after --")
     cleans = command(clean)
     cleans.add_argument("--configfile", nargs="+", metavar="FILE", default=[], help="a study besides config.yaml and studies/*.yaml")
     cleans.add_argument("--dry-run", action="store_true", help="only say what would be removed")

@@ -15,7 +15,7 @@ rule harvest:
     threads: lambda wildcards: graph.study.activations[wildcards.activations].spec.threads
     resources:
         mem_mb=lambda wildcards, attempt: 3000 * attempt,
-        runtime=240,
+        runtime=lambda wildcards, attempt: 240 * attempt,
     params:
         **code("pipeline.steps.harvest"),
         architecture=lambda wildcards: graph.code_of("model", wildcards),
@@ -43,8 +43,8 @@ rule seal_store:
         graph.log("activations", "seal_store.tsv")
     threads: 1
     resources:
-        mem_mb=1000,
-        runtime=60,
+        mem_mb=lambda wildcards, attempt: 1000 * attempt,
+        runtime=lambda wildcards, attempt: 60 * attempt,
     params:
         **code("pipeline.steps.seal_store"),
         spec=lambda wildcards: graph.spec("activations", wildcards),

@@ -14,8 +14,8 @@ rule make_dataset:
         graph.log("dataset", "make_dataset.tsv")
     threads: 1
     resources:
-        mem_mb=2000,
-        runtime=60,
+        mem_mb=lambda wildcards, attempt: 2000 * attempt,
+        runtime=lambda wildcards, attempt: 60 * attempt,
     params:
         **code("pipeline.steps.make_dataset"),
         kind=lambda wildcards: graph.code_of("dataset", wildcards),

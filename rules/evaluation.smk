@@ -19,7 +19,7 @@ rule evaluate:
     threads: graph.study.file.evaluation.threads
     resources:
         mem_mb=lambda wildcards, attempt: 3000 * attempt,
-        runtime=120,
+        runtime=lambda wildcards, attempt: 120 * attempt,
     params:
         **code("pipeline.steps.evaluate"),
         architecture=lambda wildcards: graph.code_of("model", wildcards),

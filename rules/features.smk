@@ -19,7 +19,7 @@ rule describe_features:
     threads: graph.study.file.features.threads
     resources:
         mem_mb=lambda wildcards, attempt: 3000 * attempt,
-        runtime=120,
+        runtime=lambda wildcards, attempt: 120 * attempt,
     params:
         **code("pipeline.steps.describe_features"),
         architecture=lambda wildcards: graph.code_of("sae", wildcards),
@@ -47,8 +47,8 @@ rule probe:
         graph.log("probe", "probe.tsv")
     threads: 1
     resources:
-        mem_mb=2000,
-        runtime=30,
+        mem_mb=lambda wildcards, attempt: 2000 * attempt,
+        runtime=lambda wildcards, attempt: 30 * attempt,
     params:
         **code("pipeline.steps.probe"),
         architecture=lambda wildcards: graph.code_of("model", wildcards),

@@ -19,7 +19,7 @@ rule train_model:
     threads: lambda wildcards: graph.study.models[wildcards.model].threads
     resources:
         mem_mb=lambda wildcards, attempt: 3000 * attempt,
-        runtime=240,
+        runtime=lambda wildcards, attempt: 240 * attempt,
     params:
         **code("pipeline.steps.train_model"),
         architecture=lambda wildcards: graph.code_of("model", wildcards),

@@ -41,8 +41,8 @@ rule write_report:
         graph.log("report", "write_report.tsv")
     threads: 1
     resources:
-        mem_mb=2000,
-        runtime=30,
+        mem_mb=lambda wildcards, attempt: 2000 * attempt,
+        runtime=lambda wildcards, attempt: 30 * attempt,
     params:
         **code("pipeline.steps.write_report", files=("pipeline/report/page.html.jinja",)),
         spec=lambda wildcards: graph.spec("report", wildcards),

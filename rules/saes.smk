@@ -19,7 +19,7 @@ rule train_sae:
     threads: lambda wildcards: graph.sae_of(wildcards).threads
     resources:
         mem_mb=lambda wildcards, attempt: (2000 + 2 * graph.sae_of(wildcards).training.memory_mb) * attempt,
-        runtime=240,
+        runtime=lambda wildcards, attempt: 240 * attempt,
     params:
         **code("pipeline.steps.train_sae"),
         architecture=lambda wildcards: graph.code_of("sae", wildcards),

@@ -99,7 +99,8 @@ def make_store(tmp_path, make_table, make_tokens) -> Callable[..., ActivationSto
         folder = tmp_path / name
         folder.mkdir(exist_ok=True)
         spec = {"hooks": ["x"], "batch": 3, "rows": None, "chunk_rows": chunk_rows, "shard_rows": shard_rows, "split": "train", **spec}
-        harvest(model, examples(dataset, "train", length), spec, folder, {"model": "none", "dataset": dataset.hash})
+        identity = {"model": "none", "dataset": dataset.hash, "split": "train", "meanings": {"x": "the rows given"}}
+        harvest(model, examples(dataset, "train", length), spec, folder, identity)
         seal(folder, spec, {"dataset": dataset})
         return ActivationStore(folder / MANIFEST)
 

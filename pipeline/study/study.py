@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Annotated, Any
 
-from pydantic import Field, ValidationError
+from pydantic import AfterValidator, Field, ValidationError
 
 from pipeline.study.activations import Activations
 from pipeline.study.base import Name, Spec
@@ -18,11 +18,17 @@ from pipeline.study.sweep import variants
 Entries = dict[Name, Any]
 
 
+def _not_logs(name: str) -> str:
+    if name == "logs":
+        raise ValueError("results/logs/ is where SLURM's own logs go; choose another name")
+    return name
+
+
 class File(Spec):
     """A study file."""
 
-    name: Name
-    """Names the folder of its results, results/<name>/."""
+    name: Annotated[Name, AfterValidator(_not_logs)]
+    """Names the folder of its results, results/<name>/; not `logs`, where SLURM's own logs go."""
     data_dir: str | None = None
     """Folder in which corpora are looked for; the variable SAEFLOW_DATA when not given."""
     datasets: Annotated[Entries, Field(min_length=1)]

@@ -16,6 +16,7 @@ from pipeline.models import checkpoint
 from pipeline.models.examples import examples
 
 HOOKS = ["blocks.0.mlp_hidden", "blocks.1.resid_post"]
+IDENTITY = {"model": "m", "dataset": "d", "split": "train", "meanings": {hook: f"what {hook} is" for hook in HOOKS}}
 SPEC = {"hooks": HOOKS, "batch": 2, "rows": None, "chunk_rows": 4, "shard_rows": 8}
 
 
@@ -44,7 +45,7 @@ def make(tmp_path, model, text):
     def make(name: str = "store", split=text, **settings) -> ActivationStore:
         spec = {**SPEC, **settings}
         (tmp_path / name).mkdir(exist_ok=True)
-        harvest(model, split, spec, tmp_path / name, {"model": "m", "dataset": "d"})
+        harvest(model, split, spec, tmp_path / name, IDENTITY)
         seal(tmp_path / name, spec, {})
         return ActivationStore(tmp_path / name / MANIFEST)
 
@@ -100,7 +101,7 @@ def test_nothing_after_the_limit_is_computed(model, text, tmp_path, monkeypatch)
     seen = []
     batches = text.batches
     monkeypatch.setattr(type(text), "batches", lambda self, size: (seen.append(batch) or batch for batch in batches(size)))
-    harvest(model, text, {**SPEC, "rows": 17, "batch": 1}, tmp_path, {})
+    harvest(model, text, {**SPEC, "rows": 17, "batch": 1}, tmp_path, IDENTITY)
     assert len(seen) == 3
 
 
@@ -123,7 +124,7 @@ def test_the_old_manifest_is_gone_before_the_first_byte(make, model):
 
 @pytest.mark.parametrize("damage", ["deleted", "flipped"])
 def test_a_shard_that_breaks_before_sealing_is_never_sealed(make, model, text, tmp_path, damage):
-    harvest(model, text, SPEC, tmp_path, {})
+    harvest(model, text, SPEC, tmp_path, IDENTITY)
     path = tmp_path / f"store.zarr/{HOOKS[1]}/c/3/0"
     if damage == "deleted":
         path.unlink()
@@ -136,7 +137,8 @@ def test_a_shard_that_breaks_before_sealing_is_never_sealed(make, model, text, t
 
 def test_the_store_says_whose_it_is_and_the_manifest_what_it_holds(make):
     store = make()
-    assert (store.attributes["model"], store.attributes["dataset"]) == ("m", "d")
+    assert {key: store.attributes[key] for key in ("model", "dataset", "split")} == {"model": "m", "dataset": "d", "split": "train"}
+    assert store.attributes["hooks"][HOOKS[1]]["about"] == "what blocks.1.resid_post is"
     assert store.artifact.facts["rows"] == 61
     assert store.artifact.facts["hooks"] == {HOOKS[0]: 32, HOOKS[1]: 8}
     on_disk = {name for name in digests(store.artifact.folder) if name.startswith("store.zarr/")}

@@ -101,6 +101,12 @@ def test_chunks_are_mixed_across_the_store_and_within_what_is_held(column):
     assert np.mean(np.diff([row // 4 for row in held]) == 0) < 0.5, "rows of a chunk do not stay together"
 
 
+def test_other_chunks_are_held_together_in_every_epoch(column):
+    loader = ActivationLoader(column(203), 8, seed=0, memory_mb=ROOM)
+    together = {frozenset(row // 4 for row in rows_of(loader.epoch(epoch))[:32]) for epoch in range(4)}
+    assert len(together) == 4
+
+
 def test_memory_is_bounded_by_the_setting(column, monkeypatch):
     made = column(203)
     read, largest = made.read, 0

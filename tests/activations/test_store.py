@@ -180,6 +180,20 @@ def test_rows_of_whole_shards_are_read_though_another_is_damaged(store):
         column.read(15, 17)
 
 
+@pytest.mark.parametrize(("size", "rows"), [(1, None), (3, None), (4, 9), (8, 21), (5, 100), (100, None), (100, 1)])
+def test_batches_are_the_rows_in_order_and_no_chunk_is_read_twice_where_the_size_divides_it(store, monkeypatch, size, rows):
+    column = store["x"]
+    read, seen = column.read, []
+    monkeypatch.setattr(column, "read", lambda start, stop: seen.append((start, stop)) or read(start, stop))
+    batches = list(column.batches(size, rows))
+    kept = min(rows or 21, 21)
+    assert np.array_equal(np.concatenate(batches), values(21)[:kept])
+    assert {len(batch) for batch in batches[:-1]} <= {size}
+    assert len(batches) == -(-kept // size)
+    if size in (1, 4):
+        assert [start // 4 for start, _ in seen] == list(range(-(-kept // 4)))
+
+
 def test_damage_after_the_first_look_is_found_by_the_checksum_of_the_chunk(store):
     """A shard's hash is checked once in a process; its crc32c whenever a chunk is read."""
     folder = store.artifact.folder

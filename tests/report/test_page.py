@@ -150,15 +150,15 @@ def test_figures_are_those_that_the_workflow_announces(results, graph):
     drawn = figures(results, ENTRIES)
     assert set(drawn) == {name for name, _, _ in graph.figures()}
     assert figures(results, ENTRIES) == drawn, "equal numbers give equal bytes"
-    for svg in drawn.values():
-        assert svg.startswith(b"<?xml")
-        assert b"<dc:date>" not in svg
+    for figure in drawn.values():
+        assert figure.svg.startswith(b"<?xml")
+        assert b"<dc:date>" not in figure.svg
 
 
 def test_figures_on_the_page_are_the_files(results, html):
     drawn = figures(results, ENTRIES)
     embedded = [base64.b64decode(found) for found in re.findall(r"base64,([^\"]*)", html)]
-    assert sorted(embedded) == sorted(drawn.values())
+    assert sorted(embedded) == sorted(figure.svg for figure in drawn.values())
 
 
 def test_a_study_without_saes_has_a_report(results_without_saes):

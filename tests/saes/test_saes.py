@@ -13,6 +13,10 @@ TOPK = {"architecture": "topk", "k": 3}
 ALL = [RELU, {**RELU, "subtract_b_dec": False}, {**RELU, "penalty": "plain", "error": "element"}, TOPK]
 
 
+SHARES = [(20, 0.0), (400, -12.0), (400, -100.0)]
+"""Latents and bias such that many are active, a few, and none: each is multiplied in its own way."""
+
+
 def by_hand(sae, spec: dict, x: torch.Tensor) -> tuple[np.ndarray, np.ndarray]:
     """Latents and reconstructions, latent by latent, in float64."""
     w = {name: value.double().numpy() for name, value in sae.state_dict().items()}
@@ -45,10 +49,23 @@ def test_topk_fires_at_most_k_and_fewer_when_few_are_positive(build, x):
     assert (fired[-50.0] == 0).all()
 
 
-@pytest.mark.parametrize("latents", [20, 400])
-@pytest.mark.parametrize("bias", [0.0, -4.0, -50.0])
-@pytest.mark.parametrize("spec", [{**RELU, "l1": 0.3, "error": error, "penalty": penalty, "subtract_b_dec": subtract}
-    for error in ("variance", "element") for penalty in ("decoder-norm", "plain") for subtract in (True, False)], ids=str)  # fmt: skip
+PUBLISHED = [
+    {**RELU, "l1": 0.3, "error": error, "penalty": penalty, "subtract_b_dec": subtract}
+    for error in ("variance", "element")
+    for penalty in ("decoder-norm", "plain")
+    for subtract in (True, False)
+]
+
+
+def test_the_shares_are_what_they_are_meant_to_be(build, x):
+    active = [(build(bias=bias, **RELU, latents=latents)[0].encode(x) != 0).float().mean().item() for latents, bias in SHARES]
+    assert active[0] > 0.2
+    assert 0 < active[1] < 0.05
+    assert active[2] == 0
+
+
+@pytest.mark.parametrize(("latents", "bias"), SHARES)
+@pytest.mark.parametrize("spec", PUBLISHED, ids=str)
 def test_the_loss_of_relu_is_error_plus_l1(build, x, spec, bias, latents):
     sae, _ = build(bias=bias, **spec, latents=latents)
     f, x_hat = by_hand(sae, spec, x)
@@ -60,20 +77,21 @@ def test_the_loss_of_relu_is_error_plus_l1(build, x, spec, bias, latents):
     assert found.total.item() == pytest.approx(error + 0.3 * l1, rel=1e-4)
     assert {name: value.item() for name, value in found.parts.items()} == pytest.approx({"error": error, "l1": l1}, rel=1e-4)
     assert found.squared_error.item() == pytest.approx(squared, rel=1e-4)
+    assert np.array_equal(found.fired_M, (f != 0).sum(0))
 
 
-@pytest.mark.parametrize("latents", [20, 400])
-@pytest.mark.parametrize("bias", [0.0, -4.0, -50.0])
+@pytest.mark.parametrize(("latents", "bias"), SHARES)
 def test_the_loss_of_topk_is_the_share_of_variance(build, x, bias, latents):
     sae, _ = build(bias=bias, **TOPK, latents=latents)
-    squared = ((by_hand(sae, TOPK, x)[1] - x.double().numpy()) ** 2).sum()
+    f, x_hat = by_hand(sae, TOPK, x)
+    squared = ((x_hat - x.double().numpy()) ** 2).sum()
     found = sae.losses(x, variance=5.0)
     assert found.total.item() == pytest.approx(squared / 9 / 5.0, rel=1e-4)
     assert found.squared_error.item() == pytest.approx(squared, rel=1e-4)
+    assert np.array_equal(found.fired_M, (f != 0).sum(0))
 
 
-@pytest.mark.parametrize("latents", [20, 400])
-@pytest.mark.parametrize("bias", [0.0, -4.0])
+@pytest.mark.parametrize(("latents", "bias"), SHARES[:2])
 @pytest.mark.parametrize("spec", [*ALL, {**RELU, "l1": 0.3, "penalty": "plain", "subtract_b_dec": False}], ids=str)
 def test_gradients_are_those_of_the_plain_formula(build, x, spec, bias, latents):
     """Whatever way few active latents are multiplied, autograd over the dense formula says the same."""

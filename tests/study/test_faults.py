@@ -36,6 +36,7 @@ ONE_FAULT = {
     "mapping for a list": ("hooks: [layer1, layer2]", "hooks: {layer1: 1}", "activations.acts.hooks", ["a list is expected", "a mapping"]),
     "empty list": ("hidden: [8, 16]", "hidden: []", "models.mlp.hidden", ["at least 1"]),
     "value inside a list": ("hidden: [8, 16]", "hidden: [8, x]", "models.mlp.hidden[1]", ["a number is expected", "'x'"]),
+    "line of a list": ("hidden: [8, 16]", "hidden:\n      - 8\n      - x\n      - 7", "models.mlp.hidden[1]", ["'x'"], 2),
     "rule over two settings": ("hidden: [8, 16]", "hidden: [8]", "models.mlp.batch_norm", ["no hidden layer 2"], -3),
     "more rows than there are": ("    train: 100", "    train: 10000000000", "datasets.rows", ["10,000,000,040", "1,600,000,000"], -2),
     "unknown dataset": ("dataset: rows", "dataset: row", "models.mlp.dataset", ["'row' is not a dataset", "did you mean 'rows'"]),

@@ -25,10 +25,10 @@ models:
     architecture: mlp
     dataset: pointer
     hidden: [32, 64, 32]
-    threads: 1
-    training: {epochs: 4, batch: 100, lr: 0.01, validate_every: 2}
+    threads: 2
+    training: {epochs: 2, batch: 100, lr: 0.01, validate_every: 1}
 activations:
-  layer2: {model: mlp, hooks: [layer2], threads: 2}
+  layer2: {model: mlp, hooks: [layer2], threads: 1}
 saes:
   relu: {architecture: relu, activations: layer2, latents: 64, training: {epochs: 2, batch: 100}}
   topk: {architecture: topk, activations: layer2, latents: 64, k: 8, training: {epochs: 2, batch: 100}}
