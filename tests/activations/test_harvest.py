@@ -67,6 +67,8 @@ def test_every_position_is_recorded_in_order(make, model, text, batch):
     store = make(batch=batch)
     for hook, values in expected(model, text).items():
         np.testing.assert_allclose(store[hook].read(0, 61), values, rtol=1e-4, atol=1e-6)
+        np.testing.assert_allclose(store.mean(hook), values.mean(0, dtype=np.float64), rtol=1e-4, atol=1e-6)
+        assert store.variance(hook) == pytest.approx(values.var(0, dtype=np.float64).sum(), rel=1e-4)
     assert np.array_equal(store["token"].read(0, 61), text.ids[:61])
     assert store["sequence"].read(0, 61).tolist() == [i // 8 for i in range(61)]
     assert store["position"].read(0, 61).tolist() == [i % 8 for i in range(61)]

@@ -96,6 +96,19 @@ def test_training_losses_are_means_of_the_steps_since_the_last_row(request, kind
         done = row["step"]
 
 
+@pytest.mark.parametrize("kind", ["table", "text"])
+def test_measuring_on_the_way_does_not_end_training_mode(request, kind, monkeypatch):
+    """Dropout and batch norm go on as before, and in measuring they rest."""
+    dataset = request.getfixturevalue(kind)
+    spec = MLP if kind == "table" else GPT
+    model, settings = checkpoint.build(spec, dataset.facts)
+    losses, modes = model.losses, []
+    monkeypatch.setattr(model, "losses", lambda *given: modes.append((torch.is_grad_enabled(), model.training)) or losses(*given))
+    split = examples(dataset, "train", spec.get("context"))
+    train(model, settings, split, split)
+    assert set(modes) == {(True, True), (False, False)}
+
+
 def test_a_learning_rate_that_breaks_it_is_told(table):
     with pytest.raises(UserError, match=r"training diverged: the loss is .* after step 25; lower training\.lr"):
         run({**MLP, "training": {**MLP["training"], "lr": 1e30}}, table)

@@ -38,8 +38,8 @@ def metrics(fve: float) -> dict[str, Any]:
 
 
 def latents(alive: int) -> pa.Table:
-    """64 latents; the first so many fire, latent m in (m + 1) % of rows."""
-    density = [(m + 1) / 100 if m < alive else 0.0 for m in range(64)]
+    """64 latents; the first so many fire, the last of them in 1 % of rows and each one before in 1 % more."""
+    density = [(alive - m) / 100 if m < alive else 0.0 for m in range(64)]
     rows = [
         {
             "latent": m, "density": d, "mean": d * 2.0, "mean_active": 2.0 if d else None, "max": 5.0 if d else 0.0,

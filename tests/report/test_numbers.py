@@ -39,6 +39,7 @@ def test_a_small_number_keeps_its_digits(value):
 
 def test_shares_are_per_cent():
     assert [percent(share) for share in (0.031, 0.0, 1.0, None)] == ["3.1 %", "0.0 %", "100.0 %", "–"]
+    assert [percent(share) for share in (0.00042, 1 / 131072)] == ["0.042 %", "0.00076 %"], "what fires is not shown as never firing"
 
 
 def test_one_value_stands_alone_and_several_have_a_range():
