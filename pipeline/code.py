@@ -75,7 +75,7 @@ def _imports(tree: ast.AST, package: list[str]) -> set[str]:
     todo: list[ast.AST] = [tree]
     while todo:
         node = todo.pop()
-        if isinstance(node, ast.If) and ast.unparse(node.test).endswith("TYPE_CHECKING"):
+        if isinstance(node, ast.If) and ast.unparse(node.test) in ("TYPE_CHECKING", "typing.TYPE_CHECKING"):
             todo.extend(node.orelse)
             continue
         if isinstance(node, ast.Import):

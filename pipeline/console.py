@@ -31,8 +31,8 @@ class Plain:
         now = time.monotonic()
         if now - self.last >= SECONDS_BETWEEN_LINES:
             self.last = now
-            left = (now - self.start) / self.done * (self.total - self.done)
-            say(f"{self.what}: {self.done:,} / {self.total:,} {self.unit}, {left:.0f} s left{self.note and ', ' + self.note}")
+            left = f", {(now - self.start) / self.done * (self.total - self.done):.0f} s left" if self.done else ""
+            say(f"{self.what}: {self.done:,} / {self.total:,} {self.unit}{left}{self.note and ', ' + self.note}")
 
     def close(self) -> None:
         """The last line."""

@@ -120,5 +120,7 @@ class ActivationStore:
         return self.attributes["hooks"][hook]["mean_squared_norm"]
 
     def variance(self, hook: str) -> float:
-        """Mean over rows of the squared distance from the mean."""
-        return self.mean_squared_norm(hook) - float(np.square(self.mean(hook)).sum())
+        """Mean over rows of the squared distance from the mean; 0 where rounding alone would leave something."""
+        square = self.mean_squared_norm(hook)
+        variance = square - float(np.square(self.mean(hook)).sum())
+        return variance if variance > 1e-12 * square else 0.0

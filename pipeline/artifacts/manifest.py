@@ -9,7 +9,6 @@ equal manifest, and nothing after it runs.
 import hashlib
 import json
 import os
-import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -147,7 +146,7 @@ def publishing(folder: Path, kind: str, spec: Any, inputs: Mapping[str, Artifact
             with (Path(draft) / name).open("rb") as file:
                 os.fsync(file.fileno())
             (Path(draft) / name).replace(folder / name)
-        _remove_all_but(folder, {Path(draft).name, *(Path(name).parts[0] for name in names)})
+        _remove_all_but(folder, {folder / name for name in names}, Path(draft))
     seal(folder, kind, spec, inputs, files, content.facts)
 
 
@@ -184,8 +183,13 @@ class Draft:
         write_json(self.path(name), value)
 
 
-def _remove_all_but(folder: Path, keep: set[str]) -> None:
+def _remove_all_but(folder: Path, files: set[Path], draft: Path) -> None:
     """Removes what an earlier, different artifact left in a folder."""
-    for path in folder.iterdir():
-        if path.name not in keep:
-            shutil.rmtree(path) if path.is_dir() else path.unlink()
+    for path in sorted(folder.rglob("*"), reverse=True):
+        if path == draft or draft in path.parents:
+            continue
+        if path.is_dir() and not path.is_symlink():
+            if not any(path.iterdir()):
+                path.rmdir()
+        elif path not in files:
+            path.unlink()

@@ -1,6 +1,7 @@
 """Tables of the user's own, from .xlsx, .csv or .parquet, one file per split."""
 
 import json
+import zipfile
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -39,8 +40,8 @@ def _read(file: Path) -> pd.DataFrame:
         frame = readers[file.suffix](file)
     except FileNotFoundError:
         raise UserError(f"{file}: no such file") from None
-    except (ValueError, OSError, KeyError) as error:
-        raise UserError(f"{file}: not readable as {file.suffix}: {error}") from None
+    except (ValueError, OSError, KeyError, zipfile.BadZipFile) as error:
+        raise UserError(f"{file}: not readable as {file.suffix}: {' '.join(str(error).split())}") from None
     if not len(frame):
         raise UserError(f"{file}: has no rows")
     return frame
@@ -68,4 +69,5 @@ def _numbers(cell: Any) -> list[float] | None:
         except ValueError:
             return None
     values = list(cell) if isinstance(cell, Iterable) else [cell]
-    return [float(value) for value in values] if values and all(isinstance(value, (int, float, np.number)) for value in values) else None
+    numbers = all(isinstance(value, (int, float, np.number)) and not isinstance(value, bool) for value in values)
+    return [float(value) for value in values] if values and numbers else None

@@ -50,8 +50,9 @@ class Reconstruction:
         """
         mean_D = self.total_D / self.rows
         variance = self.square - self.rows * mean_D.square().sum().item()
+        constant = variance <= 1e-12 * self.square  # what rounding leaves of no variance at all
         return {
-            "fve": 1 - self.error / variance if variance > 0 else None,
+            "fve": None if constant else 1 - self.error / variance,
             "mse": self.error / self.rows,
             "mse_per_dim": self.error / self.rows / len(self.total_D),
             "relative_reconstruction_bias": self.reconstructed / self.inner if self.inner else None,

@@ -61,7 +61,8 @@ class Strongest:
         """Takes in a block. Of equal values the earlier sequence stays in front."""
         best_SM = torch.segment_reduce(block.latents_BM, "max", lengths=block.lengths, axis=0)
         keep = min(self.kept, len(best_SM))
-        new_MK, at_MK = best_SM.T.topk(keep, dim=1)
+        at_MK = best_SM.T.argsort(dim=1, descending=True, stable=True)[:, :keep]
+        new_MK = best_SM.T.gather(1, at_MK)
         values = torch.cat([self.values_MK, new_MK], 1)
         sequences = torch.cat([self.sequences_MK, torch.from_numpy(block.sequences)[at_MK]], 1)
         order = values.argsort(dim=1, descending=True, stable=True)[:, : self.kept]

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pipeline.artifacts.errors import UserError
 from pipeline.artifacts.manifest import Artifact
 from pipeline.artifacts.seeds import derive
 from pipeline.datasets import tables, tokens
@@ -82,8 +83,10 @@ class TokenExamples:
 
     def epoch(self, number: int, size: int, seed: int) -> Iterator[tuple[Tensor, Tensor]]:
         """Full windows in the order of epoch `number`, cut at an offset of that epoch, in batches of `size`."""
+        if self.positions() < self.length:
+            raise UserError(f"the split has {self.positions()} tokens with a next one, and a window is {self.length}; make context smaller")
         generator = _generator(seed, number)
-        offset = int(torch.randint(self.length, (), generator=generator))
+        offset = int(torch.randint(min(self.length, self.positions() - self.length + 1), (), generator=generator))
         count = (self.positions() - offset) // self.length
         order = torch.randperm(count, generator=generator)[: max(count // size * size, min(size, count))]
         for some in order.split(size):

@@ -2,6 +2,7 @@
 
 import itertools
 from collections.abc import Iterator
+from math import isfinite
 
 import torch
 from torch import Tensor
@@ -36,8 +37,8 @@ def train(model: Network, spec: Model, train_split: Examples, validation: Exampl
                 row = {"step": step, "lr": optimizer.lr, "train_loss": total.item() / count}
                 if validation is not None:
                     row["validation_loss"] = measure(model, validation, settings.batch)["loss"]
-                if not row["train_loss"] < float("inf"):
-                    raise UserError(f"training diverged: the loss is {row['train_loss']} after step {step}; lower training.lr")
+                if not all(isfinite(value) for value in row.values()):
+                    raise UserError(f"training diverged: the loss is not finite after step {step}; lower training.lr")
                 curve.add(**row)
                 bar.advance(0, ", ".join(f"{name.replace('_', ' ')} {value:.4f}" for name, value in row.items() if "loss" in name))
                 total, count = torch.zeros(()), 0

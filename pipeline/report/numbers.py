@@ -1,6 +1,7 @@
 """Numbers as a person reads them."""
 
 from collections.abc import Callable, Sequence
+from math import floor, log10
 
 
 def plain(value: float | int | None, digits: int = 4) -> str:
@@ -9,10 +10,11 @@ def plain(value: float | int | None, digits: int = 4) -> str:
         return "–"
     if isinstance(value, int):
         return f"{value:,}"
-    if value and not 1e-4 <= abs(value) < 1e6:
+    if not value:
+        return "0"
+    if not 1e-4 <= abs(value) < 1e6:
         return f"{value:.{digits - 1}e}"
-    whole = len(str(int(abs(value))))
-    return f"{value:,.{max(0, digits - whole if abs(value) >= 1 else digits)}f}"
+    return f"{value:,.{max(0, digits - 1 - floor(log10(abs(value))))}f}"
 
 
 def percent(value: float | None) -> str:

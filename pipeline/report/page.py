@@ -28,6 +28,7 @@ def page(results: Results, figures: dict[str, Drawn], spec: dict[str, Any]) -> s
         "percent": percent,
         "json": lambda value: json.dumps(value, indent=1, sort_keys=True, ensure_ascii=False),
     }
+    first = [saes[0] for saes in results.groups().values()]
     template = environment.from_string(TEMPLATE.read_text(encoding="utf-8"))
     return template.render(
         spec=spec,
@@ -36,8 +37,8 @@ def page(results: Results, figures: dict[str, Drawn], spec: dict[str, Any]) -> s
         figures={name: {"of": one.of, "image": _inline(one.svg)} for name, one in figures.items()},
         place=place,
         saes=[_row(group, saes) for group, saes in results.groups().items()],
-        shown=[_shown(saes[0], spec) for saes in results.groups().values()],
-        probes=[sae for sae in _first_of_each(results) if sae.probe],
+        shown=[_shown(sae, spec) for sae in first],
+        probes=[{"sae": sae, "spec": sae.probe.spec, "samples": sae.probe.read_json("probe.json")} for sae in first if sae.probe],
         thresholds=sorted({sae.metrics["active_above"] for sae in results.saes}),
         splits=sorted({sae.metrics["split"] for sae in results.saes}),
         rows=sorted({sae.metrics["rows"] for sae in results.saes}),
@@ -47,10 +48,6 @@ def page(results: Results, figures: dict[str, Drawn], spec: dict[str, Any]) -> s
 
 def _inline(svg: bytes) -> str:
     return "data:image/svg+xml;base64," + base64.b64encode(svg).decode()
-
-
-def _first_of_each(results: Results) -> list[Trained]:
-    return [saes[0] for saes in results.groups().values()]
 
 
 def _row(group: tuple[str, str, str], saes: list[Trained]) -> dict[str, Any]:

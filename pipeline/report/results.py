@@ -39,7 +39,7 @@ class Trained:
     metrics: dict[str, Any]
     latents: pa.Table
     contexts: pa.Table
-    probe: list[dict[str, Any]] | None
+    probe: Artifact | None
 
     @property
     def group(self) -> tuple[str, str, str]:
@@ -86,7 +86,7 @@ def load(
                 metrics=evaluated[key].read_json("metrics.json"),
                 latents=pq.read_table(described[key].file("latents.parquet")),
                 contexts=pq.read_table(described[key].file("contexts.parquet")),
-                probe=probed[key].read_json("probe.json") if key in probed else None,
+                probe=probed.get(key),
             )
         )
     opened = [(path.parent.name, Artifact.open(path)) for path in models]

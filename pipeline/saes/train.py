@@ -45,6 +45,8 @@ def train(sae: SAE, spec: Spec, store: ActivationStore, hook: str) -> Curve:
                     curve.add(step=step, lr=optimizer.lr, **row)
                     bar.advance(0, f"loss {row['loss']:.5f}, FVE {row['fve']:.4f}, L0 {row['l0']:.1f}")
                 bar.advance()
+    if not all(parameter.isfinite().all() for parameter in sae.parameters()):
+        raise UserError("training diverged: the weights are not finite after the last step; lower training.lr")
     return curve
 
 

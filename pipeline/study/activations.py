@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from pipeline.study.base import Count, Name, Spec
+from pipeline.study.base import Count, Distinct, Name, Spec
 
 Split = Literal["train", "validation", "test"]
 
@@ -14,9 +14,9 @@ class Activations(Spec):
 
     model: Name
     """The model. If it is swept, each variant is recorded."""
-    hooks: Annotated[list[str], Field(min_length=1)]
+    hooks: Annotated[list[str], Field(min_length=1), Distinct]
     """Where in the model, such as `blocks.1.resid_post` or `layer2`."""
-    splits: Annotated[list[Split], Field(min_length=1)] = ["train", "validation"]
+    splits: Annotated[list[Split], Field(min_length=1), Distinct] = ["train", "validation"]
     """SAEs train on `train`; evaluation and features name theirs."""
     batch: Count = 256
     """Rows (tables) or sequences (tokens) in a forward pass. Part of the result: another number changes floating-point sums."""

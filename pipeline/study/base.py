@@ -41,8 +41,17 @@ def _safe_name(value: str) -> str:
     return value
 
 
+def _distinct(value: list[Any]) -> list[Any]:
+    twice = next((one for one in value if value.count(one) > 1), None)
+    if twice is not None:
+        raise ValueError(f"'{twice}' stands twice")
+    return value
+
+
 Number = BeforeValidator(_number)
 Whole = BeforeValidator(_whole)
+
+Distinct = AfterValidator(_distinct)
 
 Name = Annotated[str, AfterValidator(_safe_name)]
 Count = Annotated[int, Whole, Field(ge=1)]

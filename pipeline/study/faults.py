@@ -82,6 +82,8 @@ def _fault(details: ErrorDetails, spec: type[BaseModel], at: Path) -> Fault:
 def _message(details: ErrorDetails) -> str:
     kind, value, context = details["type"], details["input"], details.get("ctx", {})
     shown = f"'{value}'" if isinstance(value, str) else repr(value) if isinstance(value, (int, float)) else f"a {_noun(value)}"
+    if kind == "invalid_key":
+        return "a key that is not text (YAML reads yes, no, on, off as truth values; quote it)"
     if kind == "missing":
         return "is missing"
     if kind == "value_error":

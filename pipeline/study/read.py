@@ -27,7 +27,7 @@ class Sources:
             raise StudyError(fault.message.replace(": this", f": {dotted(fault.path)}: this", 1) for fault in self.faults)
         merged: dict[str, Any] = {}
         for file, tree in self.trees:
-            settings = yaml.SafeLoader("").construct_document(tree) if tree is not None else {}
+            settings = _construct(file, tree)
             if not isinstance(settings, dict):
                 raise StudyError([f"{file}: a study is a mapping of settings, not a {type(settings).__name__}"])
             merged = overlay(merged, settings)
@@ -49,12 +49,35 @@ class Sources:
 
 
 def overlay(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
-    """Settings of `above` over those of `below`: mappings merge, everything else replaces. (Snakemake's own rule.)"""
+    """Settings of `above` over those of `below`: mappings merge, everything else replaces, as with Snakemake's config files."""
     merged = dict(below)
     for key, value in above.items():
         both = isinstance(value, dict) and isinstance(merged.get(key), dict)
         merged[key] = overlay(merged[key], value) if both else value
     return merged
+
+
+class _Loader(yaml.SafeLoader):
+    """Names the line of a value that it cannot make sense of, such as the date 2024-99-99."""
+
+    def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
+        try:
+            return super().construct_object(node, deep)
+        except (ValueError, TypeError) as error:
+            raise yaml.constructor.ConstructorError(None, None, f"{error}; quote the value", node.start_mark) from None
+
+
+def _construct(file: str, tree: yaml.Node | None) -> Any:
+    try:
+        return _Loader("").construct_document(tree) if tree is not None else {}
+    except yaml.MarkedYAMLError as error:
+        raise StudyError([f"{file}{_line_of(error)}: {error.problem}"]) from None
+    except RecursionError:
+        raise StudyError([f"{file}: a value refers to itself"]) from None
+
+
+def _line_of(error: yaml.MarkedYAMLError) -> str:
+    return f":{error.problem_mark.line + 1}" if error.problem_mark else ""
 
 
 def _compose(file: str | Path) -> yaml.Node | None:
@@ -64,10 +87,10 @@ def _compose(file: str | Path) -> yaml.Node | None:
         raise StudyError([f"{file}: {error.strerror}"]) from None
     except UnicodeDecodeError:
         raise StudyError([f"{file}: not UTF-8 text"]) from None
+    except yaml.MarkedYAMLError as error:
+        raise StudyError([f"{file}{_line_of(error)}: {error.problem}"]) from None
     except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        problem = getattr(error, "problem", None) or "not YAML"
-        raise StudyError([f"{file}{f':{mark.line + 1}' if mark else ''}: {problem}"]) from None
+        raise StudyError([f"{file}: not YAML: {' '.join(str(error).split())}"]) from None
 
 
 def _twice(node: yaml.Node | None, path: FaultPath) -> Iterable[tuple[FaultPath, int]]:
@@ -77,10 +100,11 @@ def _twice(node: yaml.Node | None, path: FaultPath) -> Iterable[tuple[FaultPath,
     if isinstance(node, yaml.MappingNode):
         seen = set()
         for key, child in node.value:
-            if key.value in seen:
-                yield (*path, key.value), key.start_mark.line + 1
-            seen.add(key.value)
-            yield from _twice(child, (*path, key.value))
+            name = str(key.value)
+            if name in seen:
+                yield (*path, name), key.start_mark.line + 1
+            seen.add(name)
+            yield from _twice(child, (*path, name))
 
 
 def _line(node: yaml.Node | None, path: FaultPath) -> tuple[int, int]:

@@ -4,7 +4,7 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
-from pipeline.study.base import Count, Name, Seed, Spec
+from pipeline.study.base import Count, Distinct, Name, Seed, Spec
 from pipeline.study.training import Optimizer, Schedule
 
 
@@ -13,7 +13,7 @@ class SAETraining(Optimizer):
 
     schedule: Schedule = Schedule(shape="linear", warmup=100)
     epochs: Count = 10
-    """Passes over the store; the last, incomplete batch of a pass is a batch too."""
+    """Passes over the store, each in equal batches of at most `batch` rows."""
     batch: Count = 1024
     memory_mb: Count = 2048
     """Memory for rows of the store. While they fit, the order is an exact permutation; otherwise chunks in random order are
@@ -26,7 +26,7 @@ class SAE(Spec):
     architecture: str
     activations: Name
     """The activations it is trained on. If their model is swept, there is one SAE for each variant."""
-    hooks: Annotated[list[str], Field(min_length=1)] | None = None
+    hooks: Annotated[list[str], Field(min_length=1), Distinct] | None = None
     """Which of their hooks; all when not given."""
     latents: Count | None = None
     """Number of latents; 8 x the hook's width when not given, as in Bricken et al. 2023."""
@@ -37,6 +37,10 @@ class SAE(Spec):
     training: SAETraining = SAETraining()
     sweep: dict[str, list[Any]] = {}
     """Settings that vary: each key (dotted for nested ones) with its values; every combination is a variant."""
+
+    def problems(self, width: int) -> list[str]:
+        """What is wrong with these settings on a hook of this width, as "setting: what"."""
+        return []
 
     def settings(self) -> dict:
         """What the training step reads."""

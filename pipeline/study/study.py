@@ -13,7 +13,7 @@ from pipeline.study.kinds import TAGS, kinds
 from pipeline.study.model import Model
 from pipeline.study.sae import SAE
 from pipeline.study.sections import Evaluation, Features, Probe, Report
-from pipeline.study.sweep import variants
+from pipeline.study.sweep import single, variants
 
 Entries = dict[Name, Any]
 
@@ -82,7 +82,7 @@ def parse(raw: dict[str, Any]) -> Study:
     saes = _expand(entries, "saes", faults)
     if file is None:
         raise StudyError(faults)
-    _check_names(file, entries, faults)
+    _check_names(raw, faults)
     study = _connect(file, datasets, models, saes, faults)
     if faults:
         raise StudyError(faults)
@@ -104,19 +104,18 @@ def _file(raw: dict[str, Any], faults: list[Fault]) -> File | None:
         return None
 
 
-def _check_names(file: File, entries: dict[str, dict[str, Any]], faults: list[Fault]) -> None:
+def _check_names(raw: dict[str, Any], faults: list[Fault]) -> None:
     """Names of other entries, checked as they are written: an entry that is wrong otherwise is not checked less."""
-    for section, key, declared, what in (
-        ("models", "dataset", file.datasets, "a dataset of this study"),
-        ("saes", "activations", file.activations, "an entry of activations"),
+    for section, key, target, what in (
+        ("models", "dataset", "datasets", "a dataset of this study"),
+        ("activations", "model", "models", "a model of this study"),
+        ("saes", "activations", "activations", "an entry of activations"),
     ):
-        for entry, raw in entries[section].items():
-            name = raw.get(key) if isinstance(raw, dict) else None
+        declared = [str(name) for name in _section(raw, target)]
+        for entry, settings in _section(raw, section).items():
+            name = settings.get(key) if isinstance(settings, dict) else None
             if isinstance(name, str) and name not in declared:
-                faults.append(Fault((section, entry, key), not_among(name, declared, what)))
-    for entry, spec in file.activations.items():
-        if spec.model not in file.models:
-            faults.append(Fault(("activations", entry, "model"), not_among(spec.model, file.models, "a model of this study")))
+                faults.append(Fault((section, str(entry), key), not_among(name, declared, what)))
 
 
 def _section(raw: dict[str, Any], section: str) -> dict[str, Any]:
@@ -135,11 +134,12 @@ def _expand(entries: dict[str, dict[str, Any]], section: str, faults: list[Fault
             faults.append(Fault(at, f"a mapping of settings is expected, with '{tag}' among them"))
         elif tag not in raw:
             faults.append(Fault((*at, tag), f"is missing (allowed: {', '.join(known)})"))
-        elif raw[tag] not in known:
+        elif not isinstance(raw[tag], str) or raw[tag] not in known:
             what = "an architecture" if tag == "architecture" else "a kind of dataset"
             faults.append(Fault((*at, tag), not_among(raw[tag], known, what)))
         else:
-            found[name] = variants(str(name), raw, known[raw[tag]], at, faults)
+            sweeps = "sweep" in known[raw[tag]].model_fields
+            found[name] = (variants if sweeps else single)(str(name), raw, known[raw[tag]], at, faults)
     return found
 
 
@@ -180,9 +180,13 @@ def _connect(
             ):
                 if needed not in recorded.splits:
                     faults.append(Fault(("activations", sae.activations, "splits"), f"'{needed}' is missing, which {purpose}"))
-            for harvest in harvests[sae.activations]:
+            for harvest, one in harvests[sae.activations].items():
                 for hook in sae.hooks or recorded.hooks:
                     trained[harvest, hook, variant] = sae
+                    width = models[recorded.model][one.model].hooks().get(hook)
+                    for problem in sae.problems(width) if width else ():
+                        setting, _, text = problem.partition(": ")
+                        faults.append(Fault(("saes", entry, setting), text))
     study = Study(
         file=file,
         datasets=datasets,
@@ -217,9 +221,11 @@ def _check_sections(study: Study, faults: list[Fault]) -> None:
         for harvest in study.activations.values():
             model = study.models[harvest.model]
             dataset = study.datasets.get(model.dataset)
+            if dataset is None:
+                continue
             width = getattr(dataset, "width", None)
-            if dataset is None or width is None:
-                faults.append(Fault(("probe",), f"samples are rows of numbers, and '{model.dataset}' holds {model.form}"))
+            if width is None:
+                faults.append(Fault(("probe",), f"samples are rows of numbers, and '{model.dataset}' holds {dataset.form}"))
                 continue
             width = width() if callable(width) else width
             for position, sample in enumerate(probe.samples):

@@ -9,6 +9,18 @@ from pydantic import ValidationError
 from pipeline.study.base import Spec
 from pipeline.study.faults import Fault, Path, validation_faults
 
+FIXED = ("sweep", "dataset", "activations", "hooks", "architecture")
+"""Settings that cannot be swept: they say what an entry is."""
+
+
+def single(name: str, raw: dict[str, Any], spec: type[Spec], at: Path, faults: list[Fault]) -> dict[str, Any]:
+    """The validated entry by its name, for entries that have no sweep."""
+    try:
+        return {name: spec.model_validate(raw)}
+    except ValidationError as error:
+        faults.extend(validation_faults(error, spec, at))
+        return {}
+
 
 def variants(name: str, raw: dict[str, Any], spec: type[Spec], at: Path, faults: list[Fault]) -> dict[str, Any]:
     """Validated variants of the entry `name` by folder name: `topk`, or `topk_k=32_seed=1` where k and seed are swept.
@@ -22,9 +34,11 @@ def variants(name: str, raw: dict[str, Any], spec: type[Spec], at: Path, faults:
         faults.append(Fault((*at, "sweep"), "a mapping of settings to lists of values is expected"))
         return {}
     for key, values in sweep.items():
-        if not isinstance(values, list) or not values:
+        if not isinstance(key, str):
+            faults.append(Fault((*at, "sweep"), f"the key {key!r} is not text (YAML reads yes, no, on, off as truth values; quote it)"))
+        elif not isinstance(values, list) or not values:
             faults.append(Fault((*at, "sweep", key), "a list of at least one value is expected"))
-        elif key in ("sweep", "dataset", "activations", "hooks", "architecture"):
+        elif key.split(".")[0] in FIXED:
             faults.append(Fault((*at, "sweep", key), f"'{key}' cannot be swept; write one entry for each"))
     if len(faults) > before:
         return {}
@@ -40,7 +54,7 @@ def variants(name: str, raw: dict[str, Any], spec: type[Spec], at: Path, faults:
             faults.extend(_at_sweep(fault, at, chosen) for fault in validation_faults(error, spec, at))
             continue
         folder = "_".join([name, *(f"{key}={_text(_get(variant, key))}" for key in sweep)])
-        if not re.fullmatch(r"[A-Za-z0-9._=+-]+", folder):
+        if sweep and not re.fullmatch(r"[A-Za-z0-9._=+-]+", folder):
             faults.append(Fault((*at, "sweep"), f"the variant '{folder}' cannot be a folder's name; sweep numbers, words or lists of them"))
         elif folder in found:
             faults.append(Fault((*at, "sweep"), f"two variants would both be called '{folder}'; every value may stand once"))
@@ -51,7 +65,10 @@ def variants(name: str, raw: dict[str, Any], spec: type[Spec], at: Path, faults:
 def _with(settings: dict[str, Any], keys: list[str], value: Any) -> dict[str, Any]:
     head, *rest = keys
     below = settings.get(head)
-    return {**settings, head: _with(below if isinstance(below, dict) else {}, rest, value) if rest else value}
+    if not rest:
+        return {**settings, head: value}
+    # What is no mapping stays, so that validation names it.
+    return {**settings, head: _with(below or {}, rest, value)} if isinstance(below, dict | None) else settings
 
 
 def _get(variant: Any, dotted: str) -> Any:

@@ -15,9 +15,9 @@ class Schedule(Spec):
     shape: Literal["constant", "linear", "cosine", "one-cycle"] = "cosine"
     """`linear` and `cosine` fall from `lr` to `final` of it; `one-cycle` is PyTorch's OneCycleLR with `lr` as its peak."""
     warmup: Natural = 0
-    """Steps of linear rise at the start (constant, linear, cosine)."""
+    """Steps of linear rise at the start (constant, linear, cosine); a quarter of the run where that is less."""
     final: Fraction = 0.0
-    """Share of `lr` at the last step (linear, cosine)."""
+    """Share of `lr` that the fall ends at, one step after the last (linear, cosine)."""
     rise: Share = 0.3
     """Share of the run that rises to the peak (one-cycle)."""
 

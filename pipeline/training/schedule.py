@@ -13,9 +13,10 @@ def at(spec: Optimizer, step: int, steps: int) -> tuple[float, float]:
     shape = spec.schedule
     if shape.shape == "one-cycle":
         return _one_cycle(spec.lr, shape.rise, step, steps)
-    if step < shape.warmup:
-        return spec.lr * (step + 1) / shape.warmup, spec.betas[0]
-    past = (step - shape.warmup) / max(1, steps - shape.warmup)
+    warmup = min(shape.warmup, steps // 4)
+    if step < warmup:
+        return spec.lr * (step + 1) / warmup, spec.betas[0]
+    past = (step - warmup) / (steps - warmup)
     fall = {"constant": 1.0, "linear": 1 - past, "cosine": (1 + cos(pi * past)) / 2}[shape.shape]
     final = 1.0 if shape.shape == "constant" else shape.final
     return spec.lr * (final + (1 - final) * fall), spec.betas[0]

@@ -76,8 +76,9 @@ def test_warmup_rises_in_equal_steps_to_the_rate_and_the_rest_follows(shape):
     assert found[4:] == pytest.approx(rates(spec(1.0, shape=shape), 20))
 
 
-def test_a_run_shorter_than_its_warmup_only_rises():
-    assert rates(spec(1.0, shape="linear", warmup=10), 3) == pytest.approx([0.1, 0.2, 0.3])
+def test_a_warmup_takes_at_most_a_quarter_of_the_run():
+    assert rates(spec(1.0, shape="constant", warmup=100), 8) == [0.5, 1, 1, 1, 1, 1, 1, 1]
+    assert rates(spec(1.0, shape="linear", warmup=10), 3)[0] == 1.0
 
 
 def test_betas_of_other_shapes_are_the_studys():

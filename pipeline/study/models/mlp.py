@@ -13,7 +13,7 @@ class MLPTraining(Optimizer):
     """Mean squared error on batches from a seeded permutation of the rows."""
 
     epochs: Count = 100
-    """Passes over the train split; the last, incomplete batch of a pass is a batch too."""
+    """Passes over the train split, each in equal batches of at most `batch` rows."""
     validate_every: Count = 5
     """Epochs between two measurements on the validation split."""
 
@@ -45,6 +45,6 @@ class MLP(Model):
         for layer in self.batch_norm:
             if layer > len(self.hidden):
                 raise ValueError(f"batch_norm: there is no hidden layer {layer}; hidden has {len(self.hidden)}")
-        if self.batch_norm and self.training.batch == 1:
-            raise ValueError("training: batch norm needs batches of at least 2 rows")
+        if self.batch_norm and self.training.batch < 3:
+            raise ValueError("training: batch norm needs a batch of at least 3 rows: in smaller ones an odd row would be alone")
         return self

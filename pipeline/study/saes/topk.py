@@ -13,3 +13,7 @@ class TopK(SAE):
     k: Count = 32
     """Latents that may fire for one input."""
     training: SAETraining = SAETraining()
+
+    def problems(self, width: int) -> list[str]:
+        latents = self.latents or 8 * width
+        return [f"k: {self.k} is more than the {latents} latents"] if self.k > latents else []
