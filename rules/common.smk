@@ -1,22 +1,17 @@
 """The study, read once for all rules; a wrong one ends here, with a line per fault."""
 
-import os
 import sys
 
 sys.path.insert(0, workflow.basedir)
 
+from pipeline import environment
 from pipeline.code import code
-from pipeline.study.open import open_study
 from pipeline.study.graph import Graph
+from pipeline.study.open import open_study
 
-graph = Graph(open_study(config, workflow.config_settings.configfiles or ["config.yaml"]))
-
-# A step runs as `python -m pipeline.steps.<step>`: from any folder, in a cluster's job too, by the Python that runs Snakemake.
-os.environ["PATH"] = os.pathsep.join([os.path.dirname(sys.executable), os.environ.get("PATH", "")])
-os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [workflow.basedir, os.environ.get("PYTHONPATH")]))
-if graph.study.file.data_dir:
-    os.environ["SAEFLOW_DATA"] = graph.study.file.data_dir
-os.environ["SAEFLOW_CONFIGFILES"] = " ".join(map(str, workflow.config_settings.configfiles or []))
+configfiles = workflow.config_settings.configfiles or []
+graph = Graph(open_study(config, configfiles or ["config.yaml"]))
+environment.for_steps(workflow.basedir, graph.study.file.data_dir, configfiles)
 
 
 wildcard_constraints:

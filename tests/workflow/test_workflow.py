@@ -115,3 +115,10 @@ def test_the_page_needs_nothing_from_elsewhere(project: Project):
     assert "http://" not in page.replace("http://www.w3.org/", "")
     assert "https://" not in page
     assert page.count("data:image/svg+xml") == 4
+
+
+def test_running_a_finished_study_still_says_where_to_look(project: Project):
+    done = project.python("-m", "pipeline", "run")
+    assert done.returncode == 0, done.stderr
+    assert "results/small/report/index.html" in done.stdout
+    assert "duration" in done.stdout
