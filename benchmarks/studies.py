@@ -15,7 +15,7 @@ import time
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
-ONE_SEED = "models: {mlp: {threads: 2, sweep: {seed: [0]}}}\nsaes: {relu: {threads: 2}}\n"
+ONE_SEED = "datasets: {pointer: {sweep: {seed: [0]}}}\nmodels: {mlp: {threads: 2}}\nsaes: {relu: {threads: 2}}\n"
 
 
 def seconds(folder: Path, *options: str) -> float:

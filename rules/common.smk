@@ -15,7 +15,7 @@ environment.for_steps(workflow.basedir, graph.study.file.data_dir, configfiles)
 
 
 wildcard_constraints:
-    dataset=r"[A-Za-z0-9._+-]+",
+    dataset=r"[A-Za-z0-9._=+-]+",
     model=r"[A-Za-z0-9._=+-]+",
     activations=r"[A-Za-z0-9._=+-]+",
     split="train|validation|test",

@@ -1,6 +1,6 @@
 """What all kinds of dataset share. A kind is one file in `datasets/`."""
 
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from pipeline.study.base import Spec
 
@@ -14,6 +14,8 @@ class Dataset(Spec):
     """"table" (rows of numbers with a target) or "tokens" (a stream of token ids)."""
 
     kind: str
+    sweep: dict[str, list[Any]] = {}
+    """Settings that vary: each key with its values; every combination is a variant, and what is made of it one for each."""
 
     def splits(self) -> tuple[str, ...]:
         """The splits this dataset has, of train, validation and test."""
@@ -25,4 +27,4 @@ class Dataset(Spec):
 
     def settings(self) -> dict:
         """What the dataset step reads."""
-        return self.model_dump(mode="json")
+        return self.model_dump(mode="json", exclude={"sweep"})

@@ -14,7 +14,7 @@ class Model(Spec):
 
     architecture: str
     dataset: Name
-    """The dataset it is trained on."""
+    """The dataset it is trained on. If that is swept, there is one model for each of its variants."""
     seed: Seed = 0
     """Seed of initial weights and batch order."""
     threads: Count = 2

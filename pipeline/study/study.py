@@ -13,7 +13,7 @@ from pipeline.study.kinds import TAGS, kinds
 from pipeline.study.model import Model
 from pipeline.study.sae import SAE
 from pipeline.study.sections import Evaluation, Features, Probe, Report
-from pipeline.study.sweep import single, variants
+from pipeline.study.sweep import variants
 
 Entries = dict[Name, Any]
 
@@ -53,7 +53,7 @@ class Harvest:
 
 @dataclass(frozen=True)
 class Study:
-    """A valid study. Keys of models, activations and SAEs are names of variants, as their folders are called."""
+    """A valid study. Keys of datasets, models, activations and SAEs are names of variants, as their folders are called."""
 
     file: File
     datasets: dict[str, Dataset]
@@ -77,8 +77,9 @@ def parse(raw: dict[str, Any]) -> Study:
             faults.append(Fault((), f"the key {key!r} is not text (YAML reads yes, no, on, off as truth values; quote it)"))
     file = _file({key: value for key, value in raw.items() if isinstance(key, str)}, faults)
     entries = {section: _section(raw, section) for section in TAGS}
-    datasets = {name: one for name, found in _expand(entries, "datasets", faults).items() for one in found.values()}
-    models = _expand(entries, "models", faults)
+    tables = _expand(entries, "datasets", faults)
+    datasets = {variant: dataset for found in tables.values() for variant, dataset in found.items()}
+    models = _on_variants(_expand(entries, "models", faults), tables, entries, faults)
     saes = _expand(entries, "saes", faults)
     if file is None:
         raise StudyError(faults)
@@ -138,9 +139,34 @@ def _expand(entries: dict[str, dict[str, Any]], section: str, faults: list[Fault
             what = "an architecture" if tag == "architecture" else "a kind of dataset"
             faults.append(Fault((*at, tag), not_among(raw[tag], known, what)))
         else:
-            sweeps = "sweep" in known[raw[tag]].model_fields
-            found[name] = (variants if sweeps else single)(str(name), raw, known[raw[tag]], at, faults)
+            found[name] = variants(str(name), raw, known[raw[tag]], at, faults)
     return found
+
+
+def _on_variants(
+    models: dict[str, dict[str, Model]],
+    datasets: dict[str, dict[str, Dataset]],
+    entries: dict[str, dict[str, Any]],
+    faults: list[Fault],
+) -> dict[str, dict[str, Model]]:
+    """Models on a swept dataset: one for each of its variants, named with its suffix."""
+    found: dict[str, dict[str, Model]] = {}
+    for entry, under in models.items():
+        found[entry] = {}
+        for variant, model in under.items():
+            for dataset in datasets.get(model.dataset) or [model.dataset]:
+                found[entry][variant + dataset[len(model.dataset) :]] = model.model_copy(update={"dataset": dataset})
+        name = next((model.dataset for model in under.values()), "")
+        both = [key for key in _sweep(entries["models"][entry]) if key in _sweep(entries["datasets"].get(name))]
+        if both:
+            what = f"'{both[0]}' is swept here and in datasets.{name}; their variants could not be told apart"
+            faults.append(Fault(("models", entry, "sweep", both[0]), what))
+    return found
+
+
+def _sweep(raw: Any) -> dict[str, Any]:
+    sweep = raw.get("sweep") if isinstance(raw, dict) else None
+    return sweep if isinstance(sweep, dict) else {}
 
 
 def _connect(

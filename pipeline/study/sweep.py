@@ -9,17 +9,8 @@ from pydantic import ValidationError
 from pipeline.study.base import Spec
 from pipeline.study.faults import Fault, Path, validation_faults
 
-FIXED = ("sweep", "dataset", "activations", "hooks", "architecture")
+FIXED = ("sweep", "kind", "dataset", "activations", "hooks", "architecture")
 """Settings that cannot be swept: they say what an entry is."""
-
-
-def single(name: str, raw: dict[str, Any], spec: type[Spec], at: Path, faults: list[Fault]) -> dict[str, Any]:
-    """The validated entry by its name, for entries that have no sweep."""
-    try:
-        return {name: spec.model_validate(raw)}
-    except ValidationError as error:
-        faults.extend(validation_faults(error, spec, at))
-        return {}
 
 
 def variants(name: str, raw: dict[str, Any], spec: type[Spec], at: Path, faults: list[Fault]) -> dict[str, Any]:

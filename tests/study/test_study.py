@@ -4,11 +4,13 @@ import copy
 import json
 from types import SimpleNamespace
 
+import pytest
 import yaml
 from hypothesis import assume, given
 from hypothesis import strategies as st
 from snakemake.utils import update_config
 
+from pipeline.study.faults import StudyError
 from pipeline.study.graph import Graph, canonical
 from pipeline.study.open import read_study
 from pipeline.study.read import overlay
@@ -164,3 +166,28 @@ def test_yaml_numbers_in_every_spelling_are_numbers(text, read):
     for spelling in ("1e-3", "1.0e-3", "0.001", "'0.001'", "1E-3"):
         assert read(text.replace("lr: 0.01", f"lr: {spelling}")).models["mlp"].training.lr == 0.001
     assert yaml.safe_load("1e-3") == "1e-3", "YAML 1.1 reads it as text, which is why it is tested"
+
+
+SWEPT = """
+name: swept
+datasets: {rows: {kind: pointer, sweep: {seed: [0, 1]}}}
+models: {mlp: {architecture: mlp, dataset: rows, sweep: {training.lr: [0.1, 0.2]}}}
+activations: {acts: {model: mlp, hooks: [layer1]}}
+saes: {topk: {architecture: topk, activations: acts}}
+"""
+
+
+def test_what_a_swept_dataset_makes_carries_its_suffix(read):
+    graph = Graph(read(SWEPT))
+    assert list(graph.study.datasets) == ["rows_seed=0", "rows_seed=1"]
+    assert list(graph.study.models) == [f"mlp_training.lr={lr}_seed={seed}" for lr in (0.1, 0.2) for seed in (0, 1)]
+    assert graph.dataset_of(at(model="mlp_training.lr=0.2_seed=1")) == "rows_seed=1"
+    assert graph.dataset_of(at(activations="acts_training.lr=0.1_seed=0")) == "rows_seed=0"
+    assert json.loads(graph.spec("dataset", at(dataset="rows_seed=1")))["seed"] == 1
+    assert len(graph.study.saes) == 4
+
+
+def test_a_dataset_and_its_model_cannot_sweep_the_same_key(read):
+    with pytest.raises(StudyError) as caught:
+        read(SWEPT.replace("training.lr: [0.1, 0.2]", "seed: [5]"))
+    assert "models.mlp.sweep.seed: 'seed' is swept here and in datasets.rows" in str(caught.value)
