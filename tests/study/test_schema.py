@@ -7,7 +7,7 @@ import pytest
 import yaml
 
 from pipeline.study.datasets.bytes import CORPORA, Bytes
-from pipeline.study.schema import schema
+from pipeline.study.schema import schema, text
 
 
 @pytest.fixture(scope="module")
@@ -17,8 +17,13 @@ def validator():
     return jsonschema.Draft202012Validator(found)
 
 
-def test_the_default_study_is_accepted(validator, project):
-    validator.validate(yaml.safe_load((project / "config.yaml").read_text()))
+def test_the_schema_in_docs_is_the_one_of_the_code(project):
+    assert (project / "docs/study.schema.json").read_text() == text()
+
+
+def test_every_study_of_the_project_is_accepted(validator, project):
+    for file in [project / "config.yaml", *(project / "studies").glob("*.yaml")]:
+        validator.validate(yaml.safe_load(file.read_text()))
 
 
 @pytest.mark.parametrize(
