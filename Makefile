@@ -21,7 +21,8 @@ lint: .venv/test.stamp  ## style, types, workflow
 	$(BIN)/mypy
 	$(BIN)/python -m pipeline schema --check
 	@# of Snakemake's advice, all but conda environments and containers: here .venv holds what is pinned
-	@! $(BIN)/snakemake --lint 2>&1 | grep '^    \* ' | grep -v 'Specify a conda environment or container'
+	@lints=$$($(BIN)/snakemake --lint 2>&1); echo "$$lints" | grep -q 'Specify a conda environment or container' \
+	  && ! echo "$$lints" | grep '^    \* ' | grep -v 'Specify a conda environment or container'
 	@for study in config.yaml studies/*.yaml; do $(BIN)/python -m pipeline check $$study || exit 1; done
 
 format: .venv/test.stamp  ## what lint checks of style, put right

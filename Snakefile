@@ -24,4 +24,5 @@ rule all:
     default_target: True
     input:
         rules.write_report.output.manifest,
+        graph.all_of("activations"),
     localrule: True

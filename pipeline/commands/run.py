@@ -14,6 +14,9 @@ from pipeline.report.numbers import percent, plain
 from pipeline.study.graph import Graph
 from pipeline.study.open import read_study
 
+OTHERWISE = {"-n", "--dry-run", "--dryrun", "-C", "--config", "--configfile", "--configfiles", "-d", "--directory", "--report", "--unlock"}
+"""Options of snakemake with which this study is not what was run, or nothing was."""
+
 
 def run(configfile: list[str], options: list[str]) -> None:
     """Runs snakemake on this machine's cores. Raises UserError when it fails."""
@@ -22,6 +25,8 @@ def run(configfile: list[str], options: list[str]) -> None:
     chosen = ["--configfile", *configfile] if configfile else []
     if subprocess.run([sys.executable, "-m", "snakemake", *chosen, *options], check=False).returncode:
         raise UserError(f"the study '{graph.study.file.name}' did not finish; run it again to go on where it stopped")
+    if OTHERWISE & {option.split("=")[0] for option in options}:
+        return
     finished = time.time()
     console = Console(soft_wrap=True, highlight=False)
     if not Path(graph.at("report", "manifest.json")).is_file():

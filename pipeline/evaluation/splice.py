@@ -13,13 +13,13 @@ from pipeline.models.hooks import spliced
 
 @torch.no_grad()
 def losses(
-    model: Network, split: Examples, hook: str, reconstruct: Callable[[Tensor], Tensor], mean_D: Tensor, size: int
+    model: Network, split: Examples, hook: str, reconstruct: Callable[[Tensor], Tensor], mean_D: Tensor, size: int, sequences: int
 ) -> dict[str, float | None]:
     """Loss per position of the model as it is, with the SAE spliced in, and with the hook set to zero and to its mean.
 
     Each is averaged over all scored positions first; then loss_score_zero = (zero - sae) / (zero - clean), and the same
     with the mean. 1: nothing is lost; 0: as bad as ablation. For a language model this is the CE loss score. `size`
-    sequences go through the model at a time.
+    sequences go through the model at a time; the first `sequences` of the split are scored.
     """
     ways: dict[str, Callable[[Tensor], Tensor]] = {
         "clean": lambda x: x,
@@ -31,10 +31,13 @@ def losses(
     count = 0
     with progress("splice", len(split), "sequences") as bar:
         for batch in split.batches(size):
+            if (left := sequences - batch.sequences.start) <= 0:
+                break
+            inputs, targets = batch.inputs[:left], batch.targets[:left]
             for way, replace in ways.items():
-                output = spliced(model, batch.inputs, hook, replace)
-                sums[way] += model.losses(output, batch.targets).double().sum().item()
-            count += batch.targets.numel()
+                output = spliced(model, inputs, hook, replace)
+                sums[way] += model.losses(output, targets).double().sum().item()
+            count += targets.numel()
             bar.advance(len(batch.sequences))
     mean = {way: total / count for way, total in sums.items()}
     return {

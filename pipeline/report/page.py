@@ -15,7 +15,8 @@ import numpy as np
 from pipeline.artifacts.run import versions
 from pipeline.report.figures import Drawn, place
 from pipeline.report.numbers import percent, plain, spread
-from pipeline.report.results import Results, Trained
+from pipeline.report.results import Model, Results, Trained, without_seed
+from pipeline.study.dataset import SPLITS
 
 TEMPLATE = Path(__file__).with_name("page.html.jinja")
 
@@ -34,6 +35,7 @@ def page(results: Results, figures: dict[str, Drawn], spec: dict[str, Any]) -> s
         spec=spec,
         title=spec["title"] or spec["name"],
         results=results,
+        models=_models(results),
         figures={name: {"of": one.of, "image": _inline(one.svg)} for name, one in figures.items()},
         place=place,
         saes=[_row(group, saes) for group, saes in results.groups().items()],
@@ -42,8 +44,33 @@ def page(results: Results, figures: dict[str, Drawn], spec: dict[str, Any]) -> s
         thresholds=sorted({sae.metrics["active_above"] for sae in results.saes}),
         splits=sorted({sae.metrics["split"] for sae in results.saes}),
         rows=sorted({sae.metrics["rows"] for sae in results.saes}),
+        positions=sorted({sae.metrics["positions"] for sae in results.saes}),
         versions=versions(),
     ) + "\n"  # fmt: skip
+
+
+def _models(results: Results) -> list[dict[str, Any]]:
+    """Lines of the table of models: one per split, mean and range over models that differ by seeds alone."""
+    groups: dict[str, list[Model]] = {}
+    for model in results.models:
+        groups.setdefault(without_seed(model.name), []).append(model)
+    lines = []
+    for name, models in groups.items():
+        for split in (split for split in SPLITS if split in models[0].metrics):
+            found = [model.metrics[split] for model in models]
+            lines.append(
+                {
+                    "name": name,
+                    "parameters": models[0].artifact.facts["parameters"],
+                    "split": split,
+                    "loss": spread([one["loss"] for one in found]),
+                    "rounded": spread([one.get("rounded_accuracy") for one in found], percent),
+                    "positions": found[0]["positions"],
+                    "runs": len(models),
+                    "first": split == "train",
+                }
+            )
+    return lines
 
 
 def _inline(svg: bytes) -> str:

@@ -39,6 +39,8 @@ class Trained:
     metrics: dict[str, Any]
     latents: pa.Table
     contexts: pa.Table
+    evaluation: Artifact
+    features: Artifact
     probe: Artifact | None
 
     @property
@@ -63,12 +65,13 @@ class Results:
         return found
 
     def artifacts(self) -> dict[str, Artifact]:
-        """Every artifact by its folder's name under the study's."""
-        return {
-            **{f"datasets/{name}": artifact for name, artifact in self.datasets.items()},
-            **{f"models/{model.name}": model.artifact for model in self.models},
-            **{f"saes/{sae.activations}/{sae.hook}/{sae.name}": sae.artifact for sae in self.saes},
-        }
+        """Every artifact that the report reads, by its folder's name under the study's."""
+        found = {f"datasets/{name}": artifact for name, artifact in self.datasets.items()}
+        found |= {f"models/{model.name}": model.artifact for model in self.models}
+        for sae in self.saes:
+            parts = {"saes": sae.artifact, "evaluation": sae.evaluation, "features": sae.features, "probe": sae.probe}
+            found |= {f"{stage}/{sae.activations}/{sae.hook}/{sae.name}": one for stage, one in parts.items() if one}
+        return found
 
 
 def load(
@@ -86,6 +89,8 @@ def load(
                 metrics=evaluated[key].read_json("metrics.json"),
                 latents=pq.read_table(described[key].file("latents.parquet")),
                 contexts=pq.read_table(described[key].file("contexts.parquet")),
+                evaluation=evaluated[key],
+                features=described[key],
                 probe=probed.get(key),
             )
         )

@@ -32,6 +32,8 @@ def main(spec: dict[str, Any], sae: Path, store: Path, model: Path, dataset: Pat
             reconstruction.append(Reconstruction.of(x, dictionary.decode(latents)))
             sparsity.append(Sparsity.of(latents, spec["active_above"]))
             bar.advance(len(x))
+    # As many sequences as the store holds rows of, so that every metric is of the same part of the split.
+    sequences = int(activations["sequence"].read(len(column) - 1, len(column))[0]) + 1
     split = examples(data, spec["split"], host.spec.get("context"))
     mean = torch.from_numpy(activations.mean(spec["hook"]))
 
@@ -48,7 +50,7 @@ def main(spec: dict[str, Any], sae: Path, store: Path, model: Path, dataset: Pat
             "hook": spec["hook"],
             **sum(reconstruction[1:], reconstruction[0]).finish(),
             **sum(sparsity[1:], sparsity[0]).finish(spec["active_above"]),
-            **splice.losses(models.load(host), split, spec["hook"], reconstruct, mean, host.spec["training"]["batch"]),
+            **splice.losses(models.load(host), split, spec["hook"], reconstruct, mean, host.spec["training"]["batch"], sequences),
         }
         draft.write_json("metrics.json", metrics)
 

@@ -38,10 +38,12 @@ def _times(results: Results) -> dict[str, Any]:
     """What run.json of every artifact says of times, and of this report."""
     runs = {name: json.loads((artifact.folder / "run.json").read_text()) for name, artifact in results.artifacts().items()}
     own = run_facts()
+    versions = sorted({", ".join(f"{library} {version}" for library, version in run["versions"].items()) for run in runs.values()})
     return {
         "written": own["started"],
         "host": own["host"],
         "started": min((run["started"] for run in runs.values()), default=own["started"]),
+        "versions": versions,
         "artifacts": runs,
     }
 

@@ -54,8 +54,8 @@ Whole = BeforeValidator(_whole)
 Distinct = AfterValidator(_distinct)
 
 Name = Annotated[str, AfterValidator(_safe_name)]
-Count = Annotated[int, Whole, Field(ge=1)]
-Natural = Annotated[int, Whole, Field(ge=0)]
+Count = Annotated[int, Whole, Field(ge=1, lt=2**53)]
+Natural = Annotated[int, Whole, Field(ge=0, lt=2**53)]
 Seed = Annotated[int, Whole, Field(ge=0, lt=2**32)]
 Positive = Annotated[float, Number, Field(gt=0)]
 NonNegative = Annotated[float, Number, Field(ge=0)]

@@ -6,6 +6,7 @@ step reads and nothing else, so that a change elsewhere in the study reruns noth
 
 import json
 from pathlib import PurePosixPath
+from types import SimpleNamespace
 from typing import Any
 
 from pipeline.code import code
@@ -107,9 +108,21 @@ class Graph:
 
     def everything(self) -> dict[str, list[str]]:
         """Folders of all artifacts of the study, by stage."""
+        return {stage: [self.folder(stage).format(**one) for one in ones] for stage, ones in self._names().items()}
+
+    def spec_at(self, folder: str) -> dict[str, Any] | None:
+        """The settings of the artifact in a folder; None when the study has none there."""
+        for stage, ones in self._names().items():
+            for one in ones:
+                if self.folder(stage).format(**one) == folder:
+                    return json.loads(self.spec(stage, SimpleNamespace(**one)))
+        return None
+
+    def _names(self) -> dict[str, list[dict[str, str]]]:
+        """The wildcards of all artifacts, by stage."""
         study = self.study
         names: list[dict[str, str]] = [{"activations": a, "hook": h, "sae": s} for a, h, s in study.saes]
-        found: dict[str, list[dict[str, str]]] = {
+        return {
             "dataset": [{"dataset": dataset} for dataset in study.datasets],
             "model": [{"model": model} for model in study.models],
             "activations": [{"activations": a, "split": split} for a, one in study.activations.items() for split in one.spec.splits],
@@ -119,7 +132,6 @@ class Graph:
             "probe": names if study.file.probe else [],
             "report": [{}],
         }  # fmt: skip
-        return {stage: [self.folder(stage).format(**one) for one in ones] for stage, ones in found.items()}
 
     def spec(self, stage: str, wildcards: Any) -> str:
         """The settings that the step of `stage` reads, as canonical JSON."""

@@ -44,6 +44,9 @@ def variants(name: str, raw: dict[str, Any], spec: type[Spec], at: Path, faults:
         except ValidationError as error:
             faults.extend(_at_sweep(fault, at, chosen) for fault in validation_faults(error, spec, at))
             continue
+        if unknown := [Fault((*at, "sweep", key), f"'{key}' is not a setting") for key in sweep if not _has(variant, key)]:
+            faults.extend(unknown)
+            continue
         folder = "_".join([name, *(f"{key}={_text(_get(variant, key))}" for key in sweep)])
         if sweep and not re.fullmatch(r"[A-Za-z0-9._=+-]+", folder):
             faults.append(Fault((*at, "sweep"), f"the variant '{folder}' cannot be a folder's name; sweep numbers, words or lists of them"))
@@ -66,6 +69,14 @@ def _get(variant: Any, dotted: str) -> Any:
     for key in dotted.split("."):
         variant = getattr(variant, key)
     return variant
+
+
+def _has(variant: Any, dotted: str) -> bool:
+    try:
+        _get(variant, dotted)
+    except AttributeError:
+        return False
+    return True
 
 
 def _text(value: Any) -> str:

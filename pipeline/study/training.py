@@ -29,6 +29,7 @@ class Optimizer(Spec):
     """Learning rate at the top of its schedule."""
     schedule: Schedule = Schedule()
     betas: tuple[Beta, Beta] = (0.9, 0.999)
+    """Adam's betas; a one-cycle schedule moves the first one itself, from 0.95 to 0.85 and back."""
     weight_decay: NonNegative = 0.0
     decay: Literal["matrices", "all"] = "matrices"
     """What weight decay applies to: weight matrices alone, or biases and norms as well."""

@@ -2,6 +2,7 @@
 
 import json
 import os
+from pathlib import Path
 
 import pytest
 
@@ -155,9 +156,23 @@ def test_a_failure_publishes_nothing_and_takes_back_the_old_manifest(artifact):
         Artifact.open(artifact.folder / MANIFEST)
 
 
-def test_what_an_earlier_artifact_left_is_gone(publish, artifact):
-    publish({"a.bin": b"new", "deep/other.bin": b"x"})
-    assert files_in(artifact.folder) == {"a.bin", "deep/other.bin", "manifest.json", "run.json"}
+def test_what_an_earlier_artifact_left_under_results_is_gone(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    folder = Path("results/study/things/one")
+    for names in (("a.bin", "deep/b.bin", "c/c.bin"), ("a.bin", "deep/other.bin")):
+        with publishing(folder, "test", {}, {}) as draft:
+            for name in names:
+                draft.path(name).write_bytes(b"x")
+    assert files_in(folder) == {"a.bin", "deep/other.bin", "manifest.json", "run.json"}
+    assert not (folder / "c").exists()
+
+
+def test_elsewhere_nothing_of_the_user_is_removed(tmp_path):
+    """A step run by hand may be told to publish into any folder."""
+    (tmp_path / "thesis.txt").write_text("years")
+    with publishing(tmp_path, "test", {}, {}) as draft:
+        draft.path("a.bin").write_bytes(b"x")
+    assert (tmp_path / "thesis.txt").read_text() == "years"
 
 
 def test_json_that_no_reader_could_read_is_not_written(tmp_path):

@@ -32,15 +32,15 @@ MEAN = torch.linspace(-1, 1, 8)
 
 
 def test_identity_loses_nothing_to_the_last_bit(model, text):
-    found = losses(model, text, HOOK, lambda x: x.clone(), MEAN, 3)
+    found = losses(model, text, HOOK, lambda x: x.clone(), MEAN, 3, len(text))
     assert found["loss_sae"] == found["loss_clean"] == measure(model, text, 3)["loss"]
     assert (found["loss_score_zero"], found["loss_score_mean"]) == (1, 1)
     assert found["positions"] == 35
 
 
 def test_ablation_is_the_zero_of_its_own_score(model, text):
-    assert losses(model, text, HOOK, torch.zeros_like, MEAN, 3)["loss_score_zero"] == 0
-    assert losses(model, text, HOOK, lambda x: MEAN.expand_as(x), MEAN, 3)["loss_score_mean"] == 0
+    assert losses(model, text, HOOK, torch.zeros_like, MEAN, 3, len(text))["loss_score_zero"] == 0
+    assert losses(model, text, HOOK, lambda x: MEAN.expand_as(x), MEAN, 3, len(text))["loss_score_mean"] == 0
 
 
 def by_hand(model, text, replace) -> float:
@@ -62,7 +62,7 @@ def test_every_loss_and_score_by_hand(model, text):
     def noisy(x):
         return 0.5 * x + torch.sin(7 * x)
 
-    found = losses(model, text, HOOK, noisy, MEAN, 3)
+    found = losses(model, text, HOOK, noisy, MEAN, 3, len(text))
     clean, sae, zero, mean = (by_hand(model, text, way) for way in (lambda x: x, noisy, torch.zeros_like, lambda x: MEAN.expand_as(x)))
     assert found["loss_clean"] == pytest.approx(clean, rel=1e-5)
     assert found["loss_sae"] == pytest.approx(sae, rel=1e-5)
@@ -76,7 +76,7 @@ def test_every_loss_and_score_by_hand(model, text):
 def test_the_reconstruction_sees_what_the_store_holds(model, text):
     """The hook's own values, every position once."""
     seen = []
-    losses(model, text, HOOK, lambda x: seen.append(x.reshape(-1, 8)) or x, MEAN, 3)
+    losses(model, text, HOOK, lambda x: seen.append(x.reshape(-1, 8)) or x, MEAN, 3, len(text))
     stored = []
     with torch.no_grad():
         for batch in text.batches(3):
@@ -84,12 +84,20 @@ def test_the_reconstruction_sees_what_the_store_holds(model, text):
     torch.testing.assert_close(torch.cat(seen), torch.cat(stored), rtol=1e-4, atol=1e-5)
 
 
+def test_only_the_first_sequences_are_scored_where_the_store_holds_no_more(model, text):
+    """Whatever the batches: 4 sequences are 4 sequences, in batches of 3 as in one of 4."""
+    found = losses(model, text, HOOK, torch.zeros_like, MEAN, 3, 4)
+    assert found["positions"] == 4 * text.length
+    assert found["loss_clean"] == pytest.approx(losses(model, text, HOOK, torch.zeros_like, MEAN, 4, 4)["loss_clean"], rel=1e-6)
+    assert found["loss_clean"] != losses(model, text, HOOK, torch.zeros_like, MEAN, 3, len(text))["loss_clean"]
+
+
 def test_where_ablation_costs_nothing_there_is_no_score(model, text):
     """A mean that is never reached: the hook's own value is put in its place."""
     with torch.no_grad():
         model.norm.weight.zero_()
         model.norm.bias.zero_()  # every logit is 0
-    found = losses(model, text, HOOK, torch.zeros_like, MEAN, 3)
+    found = losses(model, text, HOOK, torch.zeros_like, MEAN, 3, len(text))
     assert found["loss_clean"] == pytest.approx(np.log(11), rel=1e-5)
     assert (found["loss_score_zero"], found["loss_score_mean"]) == (None, None)
 
@@ -98,7 +106,7 @@ def test_tables_have_scores_too(make_table):
     rows = np.random.default_rng(0).normal(size=(300, 3))
     model, _ = checkpoint.build({"architecture": "mlp", "hidden": [6], "batch_norm": []}, {"width": 3})
     split = examples(make_table(rows, rows[:, 0]), "train", None)
-    found = losses(model.eval(), split, "layer1", lambda x: 0.5 * x, torch.ones(6), 70)
+    found = losses(model.eval(), split, "layer1", lambda x: 0.5 * x, torch.ones(6), 70, len(split))
     with torch.no_grad():
         hidden = (split.rows @ model.linear[0].weight.T + model.linear[0].bias).relu()
         expected = [

@@ -30,7 +30,8 @@ TOKENS = ["<b>", " lord", "\n", "&amp;"]
 def metrics(fve: float) -> dict[str, Any]:
     """What evaluation says of an SAE."""
     return {
-        "rows": 4321, "split": "validation", "fve": fve, "mse": 7.5, "mse_per_dim": 0.9375, "relative_reconstruction_bias": 0.99,
+        "rows": 4321, "positions": 8765, "split": "validation",
+        "fve": fve, "mse": 7.5, "mse_per_dim": 0.9375, "relative_reconstruction_bias": 0.99,
         "l0": 3.25, "l0_above": 2.5, "active_above": 0.01, "dead": 0.5, "loss_clean": 1.0, "loss_sae": 1.5, "loss_zero": 4.0,
         "loss_mean": 3.0, "loss_score_zero": 0.8125, "loss_score_mean": None,
         "density": {"log10_edges": [-2.0, -1.0, 0.0], "counts": [3, 4], "never": 57},
@@ -117,7 +118,7 @@ def publish(root: Path, graph: Graph, probed: bool = False) -> Results:
             draft.write_json("metrics.json", metrics(FVE[folder.rpartition("/")[2]]))
     for folder in graph.everything()["features"]:
         alive = 0 if folder.endswith("dead") else 20
-        with publishing(root / folder, "features", {}, {}) as draft:
+        with publishing(root / folder, "features", {"split": "train"}, {}) as draft:
             pq.write_table(latents(alive), draft.path("latents.parquet"))
             pq.write_table(contexts(alive), draft.path("contexts.parquet"))
     probes = [folder.replace("/saes/", "/probe/") for folder in graph.everything()["sae"] if probed]

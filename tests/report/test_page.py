@@ -111,8 +111,8 @@ def test_latents_shown_are_spread_from_the_rarest_to_the_most_frequent(html):
     """Of 20 that fire in 1 % to 20 % of rows, three: the first, the middle, the last."""
     assert re.findall(r"<b>#(\d+)</b><span>fires in ([\d.]+) % of rows", html) == [("19", "1.0"), ("9", "11.0"), ("0", "20.0")]
     text = Reader(html).text
-    assert "20 of 64 latents fire" in text
-    assert "0 of 64 latents fire" in text
+    assert "20 of 64 latents fire on the train split" in text
+    assert "0 of 64 latents fire on the train split" in text
 
 
 def test_contexts_are_as_many_as_asked_for_and_show_the_text(html):
@@ -139,7 +139,9 @@ def test_nothing_of_the_data_or_the_study_is_markup(results):
 def test_the_study_can_be_walked_back_from_the_page(html, results):
     rows = {row["artifact"]: row for row in table(html, "artifact")}
     assert list(rows) == ["datasets/text", "models/gpt"] + [
-        f"saes/mlp/blocks.0.mlp_out/{name}" for name in ("topk_seed=0", "topk_seed=1", "dead")
+        f"{stage}/mlp/blocks.0.mlp_out/{name}"
+        for name in ("topk_seed=0", "topk_seed=1", "dead")
+        for stage in ("saes", "evaluation", "features")
     ]
     for name, artifact in results.artifacts().items():
         assert rows[name]["hash"] == artifact.hash[:16]

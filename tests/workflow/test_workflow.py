@@ -40,6 +40,26 @@ def test_every_artifact_can_be_walked_back_to_its_dataset(project: Project):
         return {manifest["kind"]} if not manifest["inputs"] else set().union(*(roots(by_hash[h]) for h in manifest["inputs"].values()))
 
     assert all(roots(manifest) == {"dataset"} for manifest in manifests)
+    report = next(manifest for manifest in manifests if manifest["kind"] == "report")
+    assert {by_hash[h]["kind"] for h in report["inputs"].values()} == {"dataset", "model", "sae", "evaluation", "features", "probe"}
+
+
+def test_repair_refuses_a_study_that_asks_for_another_artifact(project: Project, tmp_path: Path):
+    """An artifact that an overlay made is not made again from the study without it."""
+    overlay = tmp_path / "more.yaml"
+    overlay.write_text("saes: {fixed: {k: 5}}\n")
+    manifest = "results/small/saes/layer2/layer2/fixed/manifest.json"
+    done = project.python("-m", "pipeline", "repair", manifest, "--configfile", "config.yaml", str(overlay))
+    assert done.returncode == 1
+    assert "made with other settings" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_activations_that_no_sae_uses_are_recorded_too(project: Project, tmp_path: Path):
+    overlay = tmp_path / "more.yaml"
+    overlay.write_text("activations: {other: {model: mlp, hooks: [layer1], splits: [test]}}\n")
+    done = project.snakemake("-n", "--configfile", "config.yaml", str(overlay))
+    assert "Harvesting other over test" in done.stdout
 
 
 def test_a_wrong_study_says_one_line_per_fault_and_no_traceback(tmp_path: Path):

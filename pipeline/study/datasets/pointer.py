@@ -1,5 +1,6 @@
 """Pointer arithmetic: a task whose algorithm is known, so that what a model learned can be checked."""
 
+from math import log2
 from typing import ClassVar, Literal, Self
 
 from pydantic import model_validator
@@ -50,7 +51,8 @@ class Pointer(Dataset):
     def _enough_rows(self) -> Self:
         if self.columns < 2:
             raise ValueError("columns: at least 2 are needed, since the target compares the first and the last")
-        if self.distinct_rows() >= 2**62:
+        bits = self.values_per_column * log2(self.max_value + 1) + log2(self.values_per_column)
+        if self.columns * bits >= 62:
             raise ValueError("columns: so long a row has more different values than 64 bits can count")
         wanted = self.train + self.validation + self.test
         if wanted > self.distinct_rows():
