@@ -171,7 +171,8 @@ def test_what_yaml_makes_of_a_key_or_tag_is_no_traceback(text, read, old, new, p
     [
         ("    k: 4", "    k: 64", "saes.topk.k"),  # of 32 latents
         ("  rows:", "  rows:\n    sweep: {kind: [pointer]}", "datasets.rows.sweep.kind"),
-        ("    k: 4", "    sweep: {training.lr.x: [1]}", "saes.topk.sweep.training.lr.x"),
+        ("    k: 4", "    sweep: {training.lr.x: [1]}", "saes.topk.training.lr"),
+        ("    k: 4", "    training: {lr: 0.1}\n    sweep: {training.lr.x: [1]}", "saes.topk.sweep.training.lr.x"),
         ("    k: 4", "    training: 3\n    sweep: {training.lr: [0.1]}", "saes.topk.training"),
     ],
 )
