@@ -1,7 +1,5 @@
 """Tables on disk: one Parquet file per split, a column `input` of equally long lists and a column `target`."""
 
-from pathlib import Path
-
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -26,11 +24,6 @@ def write(draft: Draft, splits: dict[str, tuple[np.ndarray, np.ndarray]]) -> Non
 
 def read(dataset: Artifact, split: str) -> tuple[np.ndarray, np.ndarray]:
     """`input (rows, width)` and `target (rows,)` of a split, float32."""
-    return read_file(dataset.file(f"{split}.parquet"), dataset.facts["width"])
-
-
-def read_file(path: Path, width: int) -> tuple[np.ndarray, np.ndarray]:
-    """The same from a file."""
-    table = pq.read_table(path).combine_chunks()
+    table = pq.read_table(dataset.file(f"{split}.parquet")).combine_chunks()
     rows = table["input"].combine_chunks().flatten().to_numpy(zero_copy_only=False)
-    return rows.reshape(-1, width).copy(), table["target"].to_numpy().copy()
+    return rows.reshape(-1, dataset.facts["width"]).copy(), table["target"].to_numpy().copy()

@@ -29,7 +29,7 @@ def losses(
     }
     sums = dict.fromkeys(ways, 0.0)
     count = 0
-    with progress("splice", len(split), "sequences") as bar:
+    with progress("splice", min(len(split), sequences), "sequences") as bar:
         for batch in split.batches(size):
             if (left := sequences - batch.sequences.start) <= 0:
                 break
@@ -38,7 +38,7 @@ def losses(
                 output = spliced(model, inputs, hook, replace)
                 sums[way] += model.losses(output, targets).double().sum().item()
             count += targets.numel()
-            bar.advance(len(batch.sequences))
+            bar.advance(len(inputs))
     mean = {way: total / count for way, total in sums.items()}
     return {
         "positions": count,
