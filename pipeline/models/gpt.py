@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pipeline.models.base import Network
-from pipeline.models.hooks import Tap, untouched
+from pipeline.models.hooks import Tap
+from pipeline.models.language import LanguageModel
 from pipeline.study.models.gpt import GPT as Spec
 
 
@@ -46,12 +46,12 @@ class Block(nn.Module):
         return tap(f"{at}.resid_post", x + tap(f"{at}.mlp_out", self.drop(self.mlp_out(hidden))))
 
 
-class Model(Network):
+class Model(LanguageModel):
     """token ids (B, T) -> logits (B, T, vocabulary)."""
 
     def __init__(self, spec: Spec, facts: dict) -> None:
         super().__init__()
-        self.dropout = spec.dropout
+        self.dropout, self.context = spec.dropout, spec.context
         self.token = nn.Embedding(facts["vocabulary"], spec.width)
         self.position = nn.Embedding(spec.context, spec.width)
         self.blocks = nn.ModuleList(Block(spec) for _ in range(spec.layers))
@@ -61,13 +61,9 @@ class Model(Network):
                 writes = name.endswith(("attn_out.weight", "mlp_out.weight"))
                 nn.init.normal_(parameter, std=0.02 / sqrt(2 * spec.layers) if writes else 0.02)
 
-    def forward(self, ids_BT: Tensor, tap: Tap = untouched) -> Tensor:
+    def compute(self, ids_BT: Tensor, tap: Tap) -> Tensor:
         positions = torch.arange(ids_BT.shape[1], device=ids_BT.device)
         x = F.dropout(self.token(ids_BT) + self.position(positions), self.dropout, self.training)
         for n, block in enumerate(self.blocks):
             x = block(x, tap, f"blocks.{n}")
         return F.linear(self.norm(x), self.token.weight)
-
-    def losses(self, logits: Tensor, target: Tensor) -> Tensor:
-        """Cross-entropy of each next token, in nats (B, T)."""
-        return F.cross_entropy(logits.flatten(0, 1), target.flatten(), reduction="none").view(target.shape)

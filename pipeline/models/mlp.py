@@ -8,7 +8,7 @@ from itertools import pairwise
 from torch import Tensor, nn
 
 from pipeline.models.base import Network
-from pipeline.models.hooks import Tap, untouched
+from pipeline.models.hooks import Tap
 from pipeline.study.models.mlp import MLP as Spec
 
 
@@ -22,7 +22,7 @@ class Model(Network):
         self.norm = nn.ModuleDict({str(n): nn.BatchNorm1d(spec.hidden[n - 1]) for n in spec.batch_norm})
         self.output = nn.Linear(widths[-1], 1)
 
-    def forward(self, x: Tensor, tap: Tap = untouched) -> Tensor:
+    def compute(self, x: Tensor, tap: Tap) -> Tensor:
         for n, linear in enumerate(self.linear, 1):
             x = linear(x)
             if str(n) in self.norm:

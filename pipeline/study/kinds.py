@@ -10,11 +10,11 @@ from functools import cache
 from types import ModuleType
 from typing import Any, get_args
 
-from pipeline.study import datasets, models, saes
+from pipeline.study import datasets, models, objectives, saes
 from pipeline.study.base import Spec
 
 TAGS = {"datasets": "kind", "models": "architecture", "saes": "architecture"}
-_FOLDERS = {"datasets": datasets, "models": models, "saes": saes}
+_FOLDERS = {"datasets": datasets, "models": models, "saes": saes, "objectives": objectives}
 
 
 def _spec(module: ModuleType, tag: str) -> type[Any]:
@@ -30,6 +30,11 @@ def kinds(section: str) -> dict[str, type[Any]]:
     tag, folder = TAGS[section], _FOLDERS[section]
     specs = [_spec(importlib.import_module(f"{folder.__name__}.{found.name}"), tag) for found in pkgutil.iter_modules(folder.__path__)]
     return {get_args(spec.model_fields[tag].annotation)[0]: spec for spec in specs}
+
+
+def names(section: str) -> list[str]:
+    """Names of the kinds of a section, or of "objectives", as a study writes them."""
+    return [found.name.replace("_", "-") for found in pkgutil.iter_modules(_FOLDERS[section].__path__)]
 
 
 def module_name(kind: str) -> str:

@@ -1,9 +1,25 @@
 """What all model architectures share. An architecture is one file in `models/`."""
 
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 from pipeline.study.base import Count, Name, Seed, Spec
 from pipeline.study.training import Optimizer
+
+
+class ModelTraining(Optimizer):
+    """How a model is trained, whatever it is."""
+
+    accumulate: Count = 1
+    """Parts in which a batch goes through the model; their gradients add up to the batch's, and less memory is needed."""
+    precision: Literal["float32", "bfloat16", "float64"] = "float32"
+    """`bfloat16` is autocast: weights, sums and losses stay float32. `float64` is all of it, for comparisons."""
+    compile: bool = False
+    """Whether torch.compile makes the forward faster; it takes minutes to start. Part of the result."""
+    stop_after: Count | None = None
+    """Stops early after so many measurements without a new lowest validation loss."""
+    keep: Literal["last", "best"] = "last"
+    """The weights that the study goes on with: those of the last step, or those with the lowest measured validation loss. The
+    others stay beside them."""
 
 
 class Model(Spec):
@@ -19,9 +35,13 @@ class Model(Spec):
     """Seed of initial weights and batch order."""
     threads: Count = 2
     """Compute threads. Part of the result: another number changes floating-point sums."""
-    training: Optimizer = Optimizer()
+    training: ModelTraining = ModelTraining()
     sweep: dict[str, list[Any]] = {}
     """Settings that vary: each key (dotted for nested ones) with its values; every combination is a variant."""
+
+    def sources(self) -> list[str]:
+        """Files of the user that its weights are read from; a change in one makes the model again."""
+        return []
 
     def hooks(self) -> dict[str, int]:
         """Each hook with its width."""

@@ -12,14 +12,19 @@ Beta = Annotated[float, Number, Field(ge=0, lt=1)]
 class Schedule(Spec):
     """The learning rate over a run, as a multiple of `lr`."""
 
-    shape: Literal["constant", "linear", "cosine", "one-cycle"] = "cosine"
-    """`linear` and `cosine` fall from `lr` to `final` of it; `one-cycle` is PyTorch's OneCycleLR with `lr` as its peak."""
+    shape: Literal["constant", "linear", "cosine", "one-cycle", "plateau"] = "cosine"
+    """`linear` and `cosine` fall from `lr` to `final` of it; `one-cycle` is PyTorch's OneCycleLR with `lr` as its peak; `plateau`
+    is its ReduceLROnPlateau on the validation loss."""
     warmup: Natural = 0
-    """Steps of linear rise at the start (constant, linear, cosine); a quarter of the run where that is less."""
+    """Steps of linear rise at the start (all but one-cycle); a quarter of the run where that is less."""
     final: Fraction = 0.0
     """Share of `lr` that the fall ends at, one step after the last (linear, cosine)."""
     rise: Share = 0.3
     """Share of the run that rises to the peak (one-cycle)."""
+    factor: Annotated[float, Number, Field(gt=0, lt=1)] = 0.5
+    """What the learning rate is multiplied with when the loss no longer falls (plateau)."""
+    patience: Natural = 2
+    """Measurements without a new lowest loss that are borne before that (plateau)."""
 
 
 class Optimizer(Spec):

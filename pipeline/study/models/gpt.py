@@ -1,12 +1,11 @@
 """A GPT-2 style language model."""
 
-from typing import ClassVar, Literal, Self
+from typing import Literal, Self
 
 from pydantic import model_validator
 
-from pipeline.study.base import Count, NonNegative, Positive, Share
-from pipeline.study.model import Model
-from pipeline.study.training import Beta, Optimizer, Schedule
+from pipeline.study.base import Count, Share
+from pipeline.study.language import Language
 
 HOOKS = {
     "resid_pre": "the residual stream before the block",
@@ -18,25 +17,8 @@ HOOKS = {
 }
 
 
-class GPTTraining(Optimizer):
-    """Next-token cross-entropy on windows of `context` tokens, in an order of seeded permutations."""
-
-    lr: Positive = 1e-3
-    schedule: Schedule = Schedule(warmup=100, final=0.1)
-    betas: tuple[Beta, Beta] = (0.9, 0.95)
-    weight_decay: NonNegative = 0.1
-    clip: Positive | None = 1.0
-    batch: Count = 32
-    steps: Count = 2000
-    """Optimizer steps."""
-    validate_every: Count = 250
-    """Steps between two measurements on the whole validation split."""
-
-
-class GPT(Model):
+class GPT(Language):
     """Pre-LN transformer: exact GELU, learned positions, tied head, no biases in linear layers, GPT-2 initialisation."""
-
-    form: ClassVar[str] = "tokens"
 
     architecture: Literal["gpt"]
     layers: Count = 4
@@ -47,7 +29,6 @@ class GPT(Model):
     context: Count = 64
     """Tokens a sequence has at most."""
     dropout: Share = 0.0
-    training: GPTTraining = GPTTraining()
 
     def hooks(self) -> dict[str, int]:
         hidden = self.mlp_width or 4 * self.width
@@ -55,9 +36,6 @@ class GPT(Model):
 
     def meaning(self, hook: str) -> str:
         return HOOKS[hook.rsplit(".", 1)[1]]
-
-    def length(self, sequences: int) -> tuple[int, int]:
-        return self.training.steps, self.training.validate_every
 
     @model_validator(mode="after")
     def _heads_divide(self) -> Self:

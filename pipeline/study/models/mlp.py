@@ -5,11 +5,10 @@ from typing import Annotated, ClassVar, Literal, Self
 from pydantic import Field, model_validator
 
 from pipeline.study.base import Count
-from pipeline.study.model import Model
-from pipeline.study.training import Optimizer
+from pipeline.study.model import Model, ModelTraining
 
 
-class MLPTraining(Optimizer):
+class MLPTraining(ModelTraining):
     """Mean squared error on batches from a seeded permutation of the rows."""
 
     epochs: Count = 100
