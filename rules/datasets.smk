@@ -12,10 +12,10 @@ rule make_dataset:
         graph.log("dataset", "make_dataset.log"),
     benchmark:
         graph.log("dataset", "make_dataset.tsv")
-    threads: 1
+    threads: lambda wildcards: graph.study.datasets[wildcards.dataset].cores()
     resources:
         mem_mb=lambda wildcards, attempt: 2000 * attempt,
-        runtime=lambda wildcards, attempt: 60 * attempt,
+        runtime=lambda wildcards, attempt: 240 * attempt,
     params:
         **code("pipeline.steps.make_dataset"),
         kind=lambda wildcards: graph.code_of("dataset", wildcards),
@@ -24,4 +24,4 @@ rule make_dataset:
     message:
         "Making the dataset {wildcards.dataset}"
     shell:
-        "python -m pipeline.steps.make_dataset --spec {params.spec:q} --out {params.out:q} > {log:q} 2>&1"
+        "RAYON_NUM_THREADS={threads} python -m pipeline.steps.make_dataset --spec {params.spec:q} --out {params.out:q} > {log:q} 2>&1"

@@ -1,24 +1,25 @@
-"""Models: in, a dataset; out, the weights of each model variant, its training curve and its losses."""
+"""Models: in, a dataset, and the files of a model trained elsewhere; out, the weights of each model variant and its losses, with
+the training curve, a sampled text and the like where it is trained here."""
 
 
 rule train_model:
     """One variant of a model."""
     input:
         dataset=graph.dataset_manifest,
+        files=graph.model_files,
     output:
         manifest=graph.at("model", "manifest.json"),
         run=graph.at("model", "run.json"),
         weights=graph.at("model", "model.safetensors"),
         config=graph.at("model", "config.json"),
-        curve=graph.at("model", "training.parquet"),
         metrics=graph.at("model", "metrics.json"),
     log:
         graph.log("model", "train_model.log"),
     benchmark:
         graph.log("model", "train_model.tsv")
-    threads: lambda wildcards: graph.study.models[wildcards.model].threads
+    threads: lambda wildcards: graph.study.models[wildcards.model].cores()
     resources:
-        mem_mb=lambda wildcards, attempt: 3000 * attempt,
+        mem_mb=lambda wildcards, input, attempt: (3000 + 4 * int(input.size_mb)) * attempt,
         runtime=lambda wildcards, attempt: 240 * attempt,
     params:
         **code("pipeline.steps.train_model"),

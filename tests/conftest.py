@@ -14,7 +14,7 @@ from pipeline.activations.harvest import harvest
 from pipeline.activations.seal import seal
 from pipeline.activations.store import ActivationStore
 from pipeline.artifacts.manifest import MANIFEST, Artifact, publishing
-from pipeline.datasets import tables, tokens
+from pipeline.datasets import tables, token_files
 from pipeline.models.examples import examples
 
 settings.register_profile("project", deadline=None, max_examples=40, derandomize=True, database=None)
@@ -44,13 +44,15 @@ def data_folder() -> Path:
 
 @pytest.fixture
 def make_table(tmp_path) -> Callable[..., Artifact]:
-    """A published table: `make_table(rows)`, or `make_table(rows, target)`."""
+    """A published table: `make_table(rows)`, or `make_table(rows, target)`, or with the last `held_out` rows for validation."""
 
-    def make(rows, target=None, name: str = "table") -> Artifact:
+    def make(rows, target=None, name: str = "table", held_out: int = 0) -> Artifact:
         rows = np.asarray(rows, dtype=np.float32)
         target = np.zeros(len(rows)) if target is None else target
         with publishing(tmp_path / name, "dataset", {"kind": "given"}, {}) as draft:
-            tables.write(draft, {"train": (rows, target)})
+            cut = len(rows) - held_out
+            splits = {"train": (rows[:cut], target[:cut]), "validation": (rows[cut:], target[cut:])}
+            tables.write(draft, splits if held_out else {"train": (rows, target)})
         return Artifact.open(tmp_path / name / MANIFEST)
 
     return make
@@ -58,11 +60,18 @@ def make_table(tmp_path) -> Callable[..., Artifact]:
 
 @pytest.fixture
 def make_tokens(tmp_path) -> Callable[..., Artifact]:
-    """A published token stream: `make_tokens(ids)`."""
+    """A published token stream: `make_tokens(ids)`, or with a second one as its validation split."""
 
-    def make(ids, vocabulary: int = 256, name: str = "tokens") -> Artifact:
+    def make(ids, vocabulary: int = 256, name: str = "tokens", validation=None) -> Artifact:
+        splits = {"train": ids} if validation is None else {"train": ids, "validation": validation}
         with publishing(tmp_path / name, "dataset", {"kind": "given"}, {}) as draft:
-            tokens.write(draft, {"train": np.asarray(ids)}, vocabulary, "bytes")
+            files = {}
+            for split, some in splits.items():
+                files[split] = token_files.SplitFile(draft, split, vocabulary)
+                files[split].add(np.asarray(some), np.array([len(some)]), np.array([True]))
+                files[split].close()
+            token_files.write_vocabulary(draft, [bytes([i % 256]) for i in range(vocabulary)], {})
+            draft.facts |= token_files.facts(files, vocabulary, "bytes", [])
         return Artifact.open(tmp_path / name / MANIFEST)
 
     return make

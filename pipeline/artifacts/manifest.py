@@ -140,7 +140,7 @@ def publishing(folder: Path, kind: str, spec: Any, inputs: Mapping[str, Artifact
         content = Draft(Path(draft))
         yield content
         names = sorted(str(path.relative_to(draft)) for path in Path(draft).rglob("*") if path.is_file())
-        files = {name: entry(Path(draft) / name) for name in names}
+        files = {name: entry(Path(draft) / name) for name in names if name not in content.apart}
         for name in names:
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             with (Path(draft) / name).open("rb") as file:
@@ -172,12 +172,18 @@ class Draft:
         self.folder = folder
         self.facts: dict[str, Any] = {}
         """What readers need to know without opening a file; part of the manifest."""
+        self.apart: set[str] = set()
 
     def path(self, name: str) -> Path:
         """Where to write the file `name`."""
         path = self.folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
         return path
+
+    def aside(self, name: str) -> Path:
+        """Where to write a file that is never twice the same: it lies beside the others and outside the hash, like run.json."""
+        self.apart.add(name)
+        return self.path(name)
 
     def write_json(self, name: str, value: Any) -> None:
         """Writes a JSON file."""

@@ -4,13 +4,11 @@ import importlib.metadata
 import os
 from pathlib import Path
 
-import pooch
-from requests.exceptions import RequestException
-
 from pipeline.artifacts.errors import UserError
 from pipeline.artifacts.manifest import sha256
 from pipeline.console import say
-from pipeline.study.datasets.bytes import Corpus
+from pipeline.datasets import download
+from pipeline.study.corpora import Corpus
 
 
 def find(corpus: Corpus, path: str | None) -> Path:
@@ -54,11 +52,6 @@ def _checked(file: Path, corpus: Corpus, source: str) -> Path:
 def _download(corpus: Corpus) -> Path:
     places = f"put it into a folder and name that in data_dir or SAEFLOW_DATA (sha256 {corpus.sha256})"
     if corpus.url is None:
-        raise UserError(f"{corpus.file} was not found; {places}")
-    try:
-        file = Path(pooch.retrieve(corpus.url, known_hash=f"sha256:{corpus.sha256}", fname=corpus.file, path=pooch.os_cache("saeflow")))
-    except (RequestException, OSError, ValueError) as error:
-        raise UserError(
-            f"{corpus.file} was not found here and could not be fetched from {corpus.url} ({type(error).__name__}); {places}"
-        ) from None
+        raise UserError("; ".join(filter(None, (f"{corpus.file} was not found", places, corpus.instead))))
+    file = download.fetch(corpus.url, corpus.sha256, corpus.file, f"; {corpus.file} was not found here; {places}")
     return _checked(file, corpus, corpus.url)

@@ -1,21 +1,14 @@
-"""Token streams on disk: one .npy array per split, in the smallest unsigned type that holds the vocabulary."""
+"""Reads token streams, and turns tokens into text and back. The files are described in token_files.py."""
+
+from collections.abc import Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
 
 import numpy as np
+import pyarrow.parquet as pq
 
-from pipeline.artifacts.manifest import Artifact, Draft
-
-
-def write(draft: Draft, splits: dict[str, np.ndarray], vocabulary: int, tokenizer: str) -> None:
-    """Writes the token ids (tokens,) of each split and the facts that readers need."""
-    dtype = np.min_scalar_type(vocabulary - 1)
-    for split, ids in splits.items():
-        np.save(draft.path(f"{split}.npy"), ids.astype(dtype, copy=False))
-    draft.facts |= {
-        "form": "tokens",
-        "vocabulary": vocabulary,
-        "tokenizer": tokenizer,
-        "tokens": {split: len(ids) for split, ids in splits.items()},
-    }
+from pipeline.artifacts.manifest import Artifact
 
 
 def read(dataset: Artifact, split: str) -> np.ndarray:
@@ -23,8 +16,43 @@ def read(dataset: Artifact, split: str) -> np.ndarray:
     return np.load(dataset.file(f"{split}.npy"), mmap_mode="r")
 
 
-def text(ids: np.ndarray, tokenizer: str) -> list[str]:
-    """Each token as it is shown to a person. Bytes that are no ASCII character are shown as \\xNN."""
-    if tokenizer != "bytes":
-        raise ValueError(f"unknown tokenizer {tokenizer!r}")
-    return [chr(i) if i < 128 else f"\\x{i:02x}" for i in np.asarray(ids).tolist()]
+def offsets(dataset: Artifact, split: str) -> np.ndarray:
+    """Where documents lie, int64 (documents + 1,), memory-mapped: document i is `read(...)[offsets[i]:offsets[i + 1]]`."""
+    return np.load(dataset.file(f"{split}.documents.npy"), mmap_mode="r")
+
+
+def special(dataset: Artifact) -> np.ndarray:
+    """Ids of tokens that stand for no text, such as the end of a document, int64 (n,)."""
+    return np.array(dataset.facts["special"], dtype=np.int64)
+
+
+def text(ids: np.ndarray | Sequence[int], dataset: Artifact) -> list[str]:
+    """Each token as it is shown to a person: special ones by name, bytes that are no text by themselves as \\xNN."""
+    texts = _vocabulary(dataset.file("vocabulary.parquet"), dataset.hash, "text")
+    return [texts[i] for i in np.asarray(ids).tolist()]
+
+
+def decode(dataset: Artifact, ids: np.ndarray | Sequence[int]) -> str:
+    """The text that tokens make together; special ones are left out, bytes that are no text become \\xNN."""
+    pieces = _vocabulary(dataset.file("vocabulary.parquet"), dataset.hash, "bytes")
+    return b"".join([pieces[i] for i in np.asarray(ids).tolist()]).decode("utf-8", "backslashreplace")
+
+
+def encode(dataset: Artifact, text: str) -> list[int]:
+    """The tokens of a text, none put before or after it."""
+    if dataset.facts["tokenizer"] == "bytes":
+        return list(text.encode())
+    return _tokenizer(dataset.file(dataset.facts["tokenizer"]), dataset.hash).encode(text, add_special_tokens=False).ids
+
+
+@lru_cache(maxsize=8)
+def _vocabulary(file: Path, published: str, column: str) -> list[Any]:
+    """`published`, the dataset's hash, makes a dataset that was made again another call."""
+    return pq.read_table(file, columns=[column])[column].to_pylist()
+
+
+@lru_cache(maxsize=8)
+def _tokenizer(file: Path, published: str) -> Any:
+    from tokenizers import Tokenizer
+
+    return Tokenizer.from_file(str(file))

@@ -19,7 +19,8 @@ def losses(
 
     Each is averaged over all scored positions first; then loss_score_zero = (zero - sae) / (zero - clean), and the same
     with the mean. 1: nothing is lost; 0: as bad as ablation. For a language model this is the CE loss score. `size`
-    sequences go through the model at a time; the first `sequences` of the split are scored.
+    sequences go through the model at a time; the first `sequences` of the split are scored. Of a model without a loss, such as
+    an encoder, all are None.
     """
     ways: dict[str, Callable[[Tensor], Tensor]] = {
         "clean": lambda x: x,
@@ -27,6 +28,9 @@ def losses(
         "zero": torch.zeros_like,
         "mean": lambda x: mean_D.to(x).expand_as(x),
     }
+    if not model.scored:
+        names = [*(f"loss_{way}" for way in ways), "loss_score_zero", "loss_score_mean"]
+        return {"positions": 0, **dict.fromkeys(names)}
     sums = dict.fromkeys(ways, 0.0)
     count = 0
     with progress("splice", min(len(split), sequences), "sequences") as bar:

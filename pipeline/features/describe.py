@@ -47,9 +47,9 @@ def _table(contexts: Contexts, store: ActivationStore, dataset: Artifact, split:
         "activations": pa.array(windows, pa.list_(pa.float32())),
     }
     if dataset.facts["form"] == "tokens":
-        ids, tokenizer = store["token"].read(0, len(store)), dataset.facts["tokenizer"]
+        ids = store["token"].read(0, len(store))
         texts = [
-            tokens.text(ids[start : start + length], tokenizer)
+            tokens.text(ids[start : start + length], dataset)
             for start, length in zip(contexts.start[order], contexts.length[order], strict=True)
         ]
         columns["tokens"] = pa.array(texts, pa.list_(pa.string()))

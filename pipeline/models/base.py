@@ -33,7 +33,7 @@ class Network(nn.Module):
     def _shaped(self, tap: Tap) -> Tap:
         def shaped(name: str, value: Tensor) -> Tensor:
             for one in self.shaping:
-                value = one(name, value)
+                value = one(name, value, tap)
             return tap(name, value)
 
         return shaped

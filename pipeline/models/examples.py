@@ -3,7 +3,7 @@
 A sequence is one row of a table (one position) or one window of tokens. Windows lie end to end; the last may be shorter.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -47,19 +47,22 @@ class TableExamples:
             some = slice(start, start + size)
             yield Batch(self.rows[some], self.target[some], range(start, start + len(self.rows[some])))
 
-    def epoch(self, number: int, size: int, seed: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """The rows in the order of epoch `number`: equal batches of at most `size`."""
+    def epoch(self, number: int, size: int, seed: int, start: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
+        """The rows in the order of epoch `number`, from batch `start` on: equal batches of at most `size`."""
         order = torch.randperm(len(self.rows), generator=_generator(seed, number))
         parts = -(-len(order) // size)
-        yield from zip(self.rows[order].tensor_split(parts), self.target[order].tensor_split(parts), strict=True)
+        rows, target = self.rows[order].tensor_split(parts), self.target[order].tensor_split(parts)
+        yield from zip(rows[start:], target[start:], strict=True)
 
 
 class TokenExamples:
-    """Windows of `length` tokens: ids (B, T) in, the ids one further on as targets."""
+    """Windows of `length` tokens: ids (B, T) in, the ids one further on as targets. The ids stay on disk."""
 
     def __init__(self, dataset: Artifact, split: str, length: int) -> None:
-        self.ids = torch.from_numpy(np.asarray(tokens.read(dataset, split)).astype(np.int64))
+        self.ids = tokens.read(dataset, split)
         self.length = length
+        self.special = torch.tensor(dataset.facts.get("special", []), dtype=torch.int64)
+        """Ids that are no text, such as the end of a document."""
 
     def __len__(self) -> int:
         return -(-self.positions() // self.length)
@@ -68,29 +71,29 @@ class TokenExamples:
         """Tokens that have a next token."""
         return len(self.ids) - 1
 
-    def _windows(self, starts: Tensor, length: int) -> tuple[Tensor, Tensor]:
-        at = starts[:, None] + torch.arange(length)
-        return self.ids[at], self.ids[at + 1]
+    def _windows(self, starts: Iterable[int], length: int) -> tuple[Tensor, Tensor]:
+        ids = torch.from_numpy(np.stack([self.ids[start : start + length + 1] for start in starts]).astype(np.int64))
+        return ids[:, :-1], ids[:, 1:]
 
     def batches(self, size: int) -> Iterator[Batch]:
         """All windows in order, `size` at a time; the shorter last one is a batch of its own."""
         whole, rest = divmod(self.positions(), self.length)
         for start in range(0, whole, size):
             some = range(start, min(start + size, whole))
-            yield Batch(*self._windows(torch.tensor(some) * self.length, self.length), some)
+            yield Batch(*self._windows((n * self.length for n in some), self.length), some)
         if rest:
-            yield Batch(*self._windows(torch.tensor([whole * self.length]), rest), range(whole, whole + 1))
+            yield Batch(*self._windows([whole * self.length], rest), range(whole, whole + 1))
 
-    def epoch(self, number: int, size: int, seed: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """Full windows in the order of epoch `number`, cut at an offset of that epoch, in batches of `size`."""
+    def epoch(self, number: int, size: int, seed: int, start: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
+        """Full windows in the order of epoch `number`, cut at an offset of that epoch, in batches of `size`, from batch `start` on."""
         if self.positions() < self.length:
             raise UserError(f"the split has {self.positions()} tokens with a next one, and a window is {self.length}; make context smaller")
         generator = _generator(seed, number)
         offset = int(torch.randint(min(self.length, self.positions() - self.length + 1), (), generator=generator))
         count = (self.positions() - offset) // self.length
         order = torch.randperm(count, generator=generator)[: max(count // size * size, min(size, count))]
-        for some in order.split(size):
-            yield self._windows(offset + some * self.length, self.length)
+        for some in order.split(size)[start:]:
+            yield self._windows((offset + some * self.length).tolist(), self.length)
 
 
 Examples = TableExamples | TokenExamples

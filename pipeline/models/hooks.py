@@ -8,6 +8,8 @@ from collections.abc import Callable, Iterable
 
 from torch import Tensor, nn
 
+from pipeline.artifacts.errors import UserError
+
 Tap = Callable[[str, Tensor], Tensor]
 
 
@@ -24,8 +26,10 @@ def record(model: nn.Module, inputs: Tensor, hooks: Iterable[str]) -> dict[str, 
     """Outputs of `hooks` for `inputs`. The forward ends after the last of them."""
     wanted = set(hooks)
     found: dict[str, Tensor] = {}
+    passed: list[str] = []
 
     def tap(name: str, value: Tensor) -> Tensor:
+        passed.append(name)
         if name in wanted:
             found[name] = value
             if len(found) == len(wanted):
@@ -36,7 +40,7 @@ def record(model: nn.Module, inputs: Tensor, hooks: Iterable[str]) -> dict[str, 
         model(inputs, tap)
     except _Enough:
         return found
-    raise KeyError(f"the model has no hook {', '.join(sorted(wanted - found.keys()))}")
+    raise UserError(f"the model has no hook {', '.join(sorted(wanted - found.keys()))}; it has {', '.join(passed)}")
 
 
 def spliced(model: nn.Module, inputs: Tensor, hook: str, replace: Callable[[Tensor], Tensor]) -> Tensor:

@@ -17,7 +17,9 @@ from matplotlib.axis import Axis
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
-from pipeline.report.results import Model, Results, Trained, without_seed
+from pipeline.report.models import mean
+from pipeline.report.results import Model, Results, Trained
+from pipeline.study.names import without_seed
 
 STYLE: dict[Any, Any] = {
     "svg.hashsalt": "saeflow",
@@ -62,9 +64,13 @@ def figures(results: Results, entries: dict[str, dict[str, str]]) -> dict[str, D
 def _plan(results: Results, entries: dict[str, dict[str, str]]) -> Iterator[tuple[str, str, Callable[[], Figure]]]:
     families: dict[str, list[Model]] = {}
     for model in results.models:
-        families.setdefault(entries["models"][model.name], []).append(model)
+        if model.curve is not None:
+            families.setdefault(entries["models"][model.name], []).append(model)
     for family, models in families.items():
         yield f"model_{family}.svg", family, lambda models=models: _model_curves(models)  # type: ignore[misc]
+    compared = {name: found for name, found in results.model_groups().items() if all(model.units for model in found)}
+    if len(compared) > 1:
+        yield "tradeoff.svg", "all language models", lambda: _tradeoff(compared)
     if results.saes:
         yield "frontier.svg", "all SAEs", lambda: _frontier(results)
     places: dict[tuple[str, str], list[Trained]] = {}
@@ -105,6 +111,7 @@ def _legend(axes: Axes) -> None:
 def _model_curves(models: list[Model]) -> Figure:
     figure, (left, right) = plt.subplots(1, 2, width_ratios=(2, 1))
     for model, (_, colour, label) in zip(models, _labelled([model.name for model in models]), strict=True):
+        assert model.curve is not None
         curve = model.curve.to_pydict()
         left.plot(curve["step"], curve["train_loss"], color=colour, alpha=0.45, linewidth=1.0)
         if "validation_loss" in curve:
@@ -114,6 +121,21 @@ def _model_curves(models: list[Model]) -> Figure:
     right.set(xlabel="step", title="learning rate")
     _plain_log(left.yaxis)
     _legend(left)
+    return figure
+
+
+def _tradeoff(groups: dict[str, list[Model]]) -> Figure:
+    figure, axes = plt.subplots(1, 2, figsize=(8.4, 3.6), sharex=True)
+    for number, (name, found) in enumerate(groups.items()):
+        perplexity = [model.metrics.get("validation", model.metrics["train"])["perplexity"] for model in found]
+        for axis, what in zip(axes, ("polysemanticity", "sparsity"), strict=True):
+            values = [mean(model, what) for model in found]
+            marker = "osD^vPX*"[number // 8 % 8]
+            axis.scatter(perplexity, values, s=30, color=f"C{number % 8}", marker=marker, label=name, zorder=3)
+    axes[0].set(xlabel="validation perplexity (log)", xscale="log", title="polysemanticity, nats (less is purer)")
+    axes[1].set(xlabel="validation perplexity (log)", title="share of silent units", ylim=(-0.02, 1.02))
+    _plain_log(axes[0].xaxis)
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", fontsize=7, ncols=3)
     return figure
 
 

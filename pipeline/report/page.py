@@ -13,10 +13,10 @@ import jinja2
 import numpy as np
 
 from pipeline.artifacts.run import versions
+from pipeline.report import models
 from pipeline.report.figures import Drawn, place
 from pipeline.report.numbers import percent, plain, spread
-from pipeline.report.results import Model, Results, Trained, without_seed
-from pipeline.study.dataset import SPLITS
+from pipeline.report.results import Results, Trained
 
 TEMPLATE = Path(__file__).with_name("page.html.jinja")
 
@@ -35,7 +35,10 @@ def page(results: Results, figures: dict[str, Drawn], spec: dict[str, Any]) -> s
         spec=spec,
         title=spec["title"] or spec["name"],
         results=results,
-        models=_models(results),
+        models=models.losses(results),
+        units=models.units(results),
+        blocks=models.blocks(results),
+        samples=models.samples(results),
         figures={name: {"of": one.of, "image": _inline(one.svg)} for name, one in figures.items()},
         place=place,
         saes=[_row(group, saes) for group, saes in results.groups().items()],
@@ -47,30 +50,6 @@ def page(results: Results, figures: dict[str, Drawn], spec: dict[str, Any]) -> s
         positions=sorted({sae.metrics["positions"] for sae in results.saes}),
         versions=versions(),
     ) + "\n"  # fmt: skip
-
-
-def _models(results: Results) -> list[dict[str, Any]]:
-    """Lines of the table of models: one per split, mean and range over models that differ by seeds alone."""
-    groups: dict[str, list[Model]] = {}
-    for model in results.models:
-        groups.setdefault(without_seed(model.name), []).append(model)
-    lines = []
-    for name, models in groups.items():
-        for split in (split for split in SPLITS if split in models[0].metrics):
-            found = [model.metrics[split] for model in models]
-            lines.append(
-                {
-                    "name": name,
-                    "parameters": models[0].artifact.facts["parameters"],
-                    "split": split,
-                    "loss": spread([one["loss"] for one in found]),
-                    "rounded": spread([one.get("rounded_accuracy") for one in found], percent),
-                    "positions": found[0]["positions"],
-                    "runs": len(models),
-                    "first": split == "train",
-                }
-            )
-    return lines
 
 
 def _inline(svg: bytes) -> str:

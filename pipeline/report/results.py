@@ -1,6 +1,5 @@
 """What the report is made of: every artifact of a study, read through its manifest."""
 
-import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,21 +9,20 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.artifacts.manifest import Artifact
-
-
-def without_seed(variant: str) -> str:
-    """The name that variants share which differ by their seed alone: `topk_k=32_seed=1` -> `topk_k=32`."""
-    return re.sub(r"_seed=\d+(?=_|$)", "", variant)
+from pipeline.study.names import without_seed
 
 
 @dataclass(frozen=True)
 class Model:
-    """A trained model: its curve (Parquet columns step, lr, train_loss, ...) and its losses by split."""
+    """A model: its losses by split, and where it was trained here its curve (columns step, lr, train_loss, ...); of a language
+    model also what its hidden units do, and a text it goes on with."""
 
     name: str
     artifact: Artifact
-    curve: pa.Table
+    curve: pa.Table | None
     metrics: dict[str, dict[str, float]]
+    units: dict[str, Any] | None
+    sample: dict[str, Any] | None
 
 
 @dataclass(frozen=True)
@@ -64,6 +62,13 @@ class Results:
             found.setdefault(sae.group, []).append(sae)
         return found
 
+    def model_groups(self) -> dict[str, list[Model]]:
+        """Models by the name that those share which differ by their seed alone."""
+        found: dict[str, list[Model]] = {}
+        for model in self.models:
+            found.setdefault(without_seed(model.name), []).append(model)
+        return found
+
     def artifacts(self) -> dict[str, Artifact]:
         """Every artifact that the report reads, by its folder's name under the study's."""
         found = {f"datasets/{name}": artifact for name, artifact in self.datasets.items()}
@@ -94,12 +99,18 @@ def load(
                 probe=probed.get(key),
             )
         )
-    opened = [(path.parent.name, Artifact.open(path)) for path in models]
     return Results(
         datasets={path.parent.name: Artifact.open(path) for path in datasets},
-        models=[Model(name, a, pq.read_table(a.file("training.parquet")), a.read_json("metrics.json")) for name, a in opened],
+        models=[_model(path) for path in models],
         saes=trained,
     )
+
+
+def _model(manifest: Path) -> Model:
+    artifact = Artifact.open(manifest)
+    units, sample = (artifact.read_json(name) if name in artifact.files else None for name in ("units.json", "sample.json"))
+    curve = pq.read_table(artifact.file("training.parquet")) if "training.parquet" in artifact.files else None
+    return Model(manifest.parent.name, artifact, curve, artifact.read_json("metrics.json"), units, sample)
 
 
 def _by_sae(manifests: Iterable[Path]) -> dict[tuple[str, str, str], Artifact]:

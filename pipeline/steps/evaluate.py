@@ -50,7 +50,9 @@ def main(spec: dict[str, Any], sae: Path, store: Path, model: Path, dataset: Pat
             "hook": spec["hook"],
             **sum(reconstruction[1:], reconstruction[0]).finish(),
             **sum(sparsity[1:], sparsity[0]).finish(spec["active_above"]),
-            **splice.losses(models.load(host), split, spec["hook"], reconstruct, mean, host.spec["training"]["batch"], sequences),
+            **splice.losses(
+                models.load(host), split, spec["hook"], reconstruct, mean, models.settings(host.spec).scoring_batch(), sequences
+            ),
         }
         draft.write_json("metrics.json", metrics)
 

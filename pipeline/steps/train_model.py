@@ -1,30 +1,107 @@
-"""Trains a model and publishes its weights, curve and losses."""
+"""Trains a model, or takes over a trained one, and publishes its weights, curve and losses."""
 
+import hashlib
+import json
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from pipeline.artifacts.manifest import Artifact, publishing
+from pipeline.artifacts.manifest import Artifact, Draft, publishing
+from pipeline.artifacts.seeds import derive
+from pipeline.code import code
+from pipeline.datasets import tokens
 from pipeline.models import checkpoint
-from pipeline.models.examples import examples
-from pipeline.models.train import measure, train
+from pipeline.models.base import Network
+from pipeline.models.examples import Examples, examples
+from pipeline.models.language import LanguageModel
+from pipeline.models.measure import measure, units
+from pipeline.models.sample import go_on
+from pipeline.models.train import Result, train
 from pipeline.steps import command
+from pipeline.study.language import Language
+from pipeline.study.model import Model, Trained
+from pipeline.training import processes
+from pipeline.training.device import device
+from pipeline.training.snapshot import Snapshots
+from pipeline.training.tracking import tracker
 
 
 def main(spec: dict[str, Any], dataset: Path, out: Path) -> None:
-    """Train a model on a dataset and publish its weights, training curve and losses."""
+    """Train a model on a dataset, or take over a trained one, and publish its weights, training curve and losses."""
+    processes.start(spec.get("training", {}).get("processes", 1))
     torch.set_num_threads(spec["threads"])
     data = Artifact.open(dataset)
     facts = {key: data.facts[key] for key in ("form", "width", "vocabulary", "tokenizer") if key in data.facts}
-    model, settings = checkpoint.build(spec, facts)
     names = data.facts["rows" if facts["form"] == "table" else "tokens"]
     splits = {split: examples(data, split, spec.get("context")) for split in names}
+    result = None
+    if fetched := checkpoint.fetched(spec, facts):
+        model, settings, facts = fetched
+        model.to(device())
+    else:
+        model, settings = checkpoint.build(spec, facts)
+        result = _trained(spec, model, settings, data, splits, out)
+        if result is None:
+            return
     with publishing(out, "model", spec, {"dataset": data}) as draft:
-        curve = train(model, settings, splits["train"], splits.get("validation"))
-        curve.write(draft.path("training.parquet"))
+        if result:
+            _write_run(draft, model, settings, result)
+            _write_language(draft, model, settings, data, splits)
+        draft.facts["pretrained"] = bool(fetched)
         checkpoint.save(draft, model, spec, facts)
-        draft.write_json("metrics.json", {split: measure(model, some, settings.training.batch) for split, some in splits.items()})
+        size = settings.scoring_batch()
+        draft.write_json("metrics.json", {split: measure(model, some, size) for split, some in splits.items()} if model.scored else {})
+    Snapshots(out, "").remove()
+
+
+def _trained(
+    spec: dict[str, Any], model: Network, settings: Model, data: Artifact, splits: dict[str, Examples], out: Path
+) -> Result | None:
+    """The finished run of a fresh model; None in all processes of a group but the first."""
+    assert isinstance(settings, Trained)
+    model.to(device(), torch.float64 if settings.training.precision == "float64" else torch.float32)
+    snapshots = Snapshots(out, _identity(spec, data))
+    with processes.joined() as group, tracker(out.name, spec, group.first) as shown:
+        objectives = checkpoint.objectives(settings, model)
+        result = train(model, settings, splits["train"], splits.get("validation"), objectives, snapshots, group, shown)
+        return result if group.first else None
+
+
+def _identity(spec: dict[str, Any], data: Artifact) -> str:
+    """Digest of all that decides a run: a snapshot of another one is of no use."""
+    modules = [f"pipeline.models.{spec['architecture'].replace('-', '_')}"]
+    modules += [f"pipeline.objectives.{one['objective'].replace('-', '_')}" for one in spec.get("objectives", [])]
+    parts = [spec, data.hash, code("pipeline.steps.train_model", *modules), torch.__version__, str(device())]
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+
+def _write_run(draft: Draft, model: Network, settings: Model, result: Result) -> None:
+    """The curve, the times beside it, and the weights that are not kept; `model` gets those that are."""
+    assert isinstance(settings, Trained)
+    result.curve.write(draft.path("training.parquet"))
+    result.times.write(draft.aside("timing.parquet"))
+    if result.best is None:
+        return
+    draft.facts |= {"best_step": result.best_step, "kept": settings.training.keep}
+    if settings.training.keep == "best":
+        checkpoint.write_weights(draft.path("last.safetensors"), model.state_dict())
+        model.load_state_dict(result.best)
+    else:
+        checkpoint.write_weights(draft.path("best.safetensors"), result.best)
+
+
+def _write_language(draft: Draft, model: Network, settings: Model, data: Artifact, splits: dict[str, Examples]) -> None:
+    """What a language model leaves besides: a sampled text, its units on the pool, a checkpoint for other tools."""
+    if not isinstance(model, LanguageModel) or not isinstance(settings, Language):
+        return
+    sample = settings.sample
+    special = data.facts.get("special", [])
+    prompt = tokens.encode(data, sample.prompt) or special[-1:] or tokens.encode(data, "\n")
+    ids = go_on(model, prompt, sample.tokens, sample.top_k, sample.temperature, derive(settings.seed, "model", "sample"))
+    draft.write_json("sample.json", {"prompt": sample.prompt, "text": tokens.decode(data, ids), "ids": ids})
+    draft.write_json("units.json", units(model, settings, splits))
+    checkpoint.export(settings, model, draft)
 
 
 if __name__ == "__main__":

@@ -1,14 +1,17 @@
 """Writes the report: the page, every figure as a file, the table of SAEs as CSV."""
 
 import json
+import statistics
 from pathlib import Path
 from typing import Any
+
+import pyarrow.parquet as pq
 
 from pipeline.artifacts.manifest import publishing
 from pipeline.artifacts.run import run_facts
 from pipeline.report.figures import figures
 from pipeline.report.page import page
-from pipeline.report.results import Results, load
+from pipeline.report.results import Model, Results, load
 from pipeline.report.tables import sae_table
 from pipeline.steps import command
 
@@ -45,7 +48,19 @@ def _times(results: Results) -> dict[str, Any]:
         "started": min((run["started"] for run in runs.values()), default=own["started"]),
         "versions": versions,
         "artifacts": runs,
+        "models": {name: _speed(models) for name, models in results.model_groups().items() if models[0].curve is not None},
     }
+
+
+def _speed(models: list[Model]) -> dict[str, float | None]:
+    """Positions per second while training, and the objectives' share of it: medians over measurements and runs."""
+    tables = [pq.read_table(file) for model in models if (file := model.artifact.folder / "timing.parquet").is_file()]
+
+    def middle(column: str) -> float | None:
+        found = [value for table in tables if column in table.column_names for value in table[column].to_pylist()]
+        return statistics.median(found) if found else None
+
+    return {name: middle(name) for name in ("positions_per_second", "objectives_share")}
 
 
 if __name__ == "__main__":

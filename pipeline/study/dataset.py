@@ -25,6 +25,10 @@ class Dataset(Spec):
         """Files of the user that the rows are read from; a change in one makes the dataset again."""
         return []
 
+    def cores(self) -> int:
+        """Cores that making it can use."""
+        return 1
+
     def settings(self) -> dict:
         """What the dataset step reads."""
         return self.model_dump(mode="json", exclude={"sweep"})

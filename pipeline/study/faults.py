@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any, get_args
 
 from pydantic import BaseModel, ValidationError
-from pydantic_core import ErrorDetails
+from pydantic_core import ErrorDetails, InitErrorDetails, PydanticCustomError
 
 Path = tuple[str | int, ...]
 
@@ -64,6 +64,14 @@ def not_among(value: object, allowed: Iterable[str], what: str) -> str:
 def validation_faults(error: ValidationError, spec: type[BaseModel], at: Path) -> list[Fault]:
     """pydantic's findings about a value of class `spec` at path `at`, in our words."""
     return [_fault(details, spec, at) for details in error.errors()]
+
+
+def raised(faults: Iterable[tuple[Path, str]]) -> ValidationError:
+    """What a validator raises where it tells faults itself: paths inside the value it validates, and what is wrong there."""
+    errors: list[InitErrorDetails] = [
+        {"type": PydanticCustomError("told", "{text}", {"text": text}), "loc": path, "input": None} for path, text in faults
+    ]
+    return ValidationError.from_exception_data("study", errors)
 
 
 def _fault(details: ErrorDetails, spec: type[BaseModel], at: Path) -> Fault:

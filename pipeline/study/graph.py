@@ -11,6 +11,9 @@ from typing import Any
 
 from pipeline.code import code
 from pipeline.study.kinds import module_name
+from pipeline.study.language import Language
+from pipeline.study.model import Model
+from pipeline.study.names import without_seed
 from pipeline.study.sae import SAE
 from pipeline.study.study import Study
 
@@ -63,6 +66,10 @@ class Graph:
         """Files of the user that a dataset is read from."""
         return self.study.datasets[wildcards.dataset].sources()
 
+    def model_files(self, wildcards: Any) -> list[str]:
+        """Files of the user that a model is read from."""
+        return self.study.models[wildcards.model].sources()
+
     def dataset_manifest(self, wildcards: Any) -> str:
         """Manifest of the dataset behind some activations."""
         return self.at("dataset", "manifest.json").format(dataset=self.dataset_of(wildcards))
@@ -75,14 +82,25 @@ class Graph:
         """Manifest of the store of a split, its activations a wildcard."""
         return self.at("activations", "manifest.json").replace("{split}", split)
 
+    def tracking(self) -> dict[str, Any]:
+        """Where curves are shown while models train."""
+        return {**self.study.file.tracking.model_dump(mode="json"), "folder": f"{self.root}/logs/tracking"}
+
     def code_of(self, stage: str, wildcards: Any) -> str:
-        """Digests of the modules of the kind that `wildcards` names: a dataset's, or a model's or SAE's architecture."""
+        """Digests of the modules of the kind that `wildcards` names: a dataset's, a model's architecture and objectives, or an SAE's
+        architecture."""
         kind = {
             "dataset": lambda: self.study.datasets[wildcards.dataset].kind,
-            "model": lambda: self.study.models[getattr(wildcards, "model", None) or self.model_of(wildcards)].architecture,
+            "model": lambda: self._model_at(wildcards).architecture,
             "sae": lambda: self.sae_of(wildcards).architecture,
         }[stage]()
-        return " ".join(code(f"pipeline.{stage}s.{module_name(kind)}").values())
+        model = self._model_at(wildcards) if stage == "model" else None
+        objectives = model.kinds_of_objective() if isinstance(model, Language) else []
+        modules = [f"pipeline.{stage}s.{module_name(kind)}", *(f"pipeline.objectives.{module_name(one)}" for one in objectives)]
+        return " ".join(code(*modules).values())
+
+    def _model_at(self, wildcards: Any) -> Model:
+        return self.study.models[getattr(wildcards, "model", None) or self.model_of(wildcards)]
 
     def sae_of(self, wildcards: Any) -> SAE:
         """The SAE variant that `wildcards` names."""
@@ -97,8 +115,11 @@ class Graph:
         study = self.study
         found = [
             (f"model_{entry}.svg", "model", {"of": entry, "what": "training"})
-            for entry in dict.fromkeys(study.families[m] for m in study.models)
+            for entry in dict.fromkeys(study.families[name] for name, model in study.models.items() if not model.pretrained())
         ]
+        compared = {without_seed(name) for name, model in study.models.items() if isinstance(model, Language) and not model.pretrained()}
+        if len(compared) > 1:
+            found.append(("tradeoff.svg", "tradeoff", {"of": "all language models", "what": "perplexity and units"}))
         if study.saes:
             found.append(("frontier.svg", "frontier", {"of": "all SAEs", "what": "L0 and FVE"}))
         for entry, hook in dict.fromkeys((study.activations[activations].entry, hook) for activations, hook, _ in study.saes):

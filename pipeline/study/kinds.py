@@ -1,4 +1,4 @@
-"""Which kinds of dataset, model and SAE exist: one per file in datasets/, models/, saes/.
+"""Which kinds of dataset, model, SAE and training-time objective exist: one per file in datasets/, models/, saes/, objectives/.
 
 The folders are listed, not imported from a hand-kept table: a new file is a new kind, and no other file changes, so that
 nothing runs again because of it.
@@ -14,6 +14,8 @@ from pipeline.study import datasets, models, objectives, saes
 from pipeline.study.base import Spec
 
 TAGS = {"datasets": "kind", "models": "architecture", "saes": "architecture"}
+"""Sections of a study whose entries are of a kind, and the setting that says which."""
+_ALL_TAGS = {**TAGS, "objectives": "objective"}
 _FOLDERS = {"datasets": datasets, "models": models, "saes": saes, "objectives": objectives}
 
 
@@ -26,15 +28,10 @@ def _spec(module: ModuleType, tag: str) -> type[Any]:
 
 @cache
 def kinds(section: str) -> dict[str, type[Any]]:
-    """Spec classes of a section ("datasets", "models", "saes") by the name a study uses."""
-    tag, folder = TAGS[section], _FOLDERS[section]
+    """Spec classes of a section ("datasets", "models", "saes"), or of "objectives", by the name a study uses."""
+    tag, folder = _ALL_TAGS[section], _FOLDERS[section]
     specs = [_spec(importlib.import_module(f"{folder.__name__}.{found.name}"), tag) for found in pkgutil.iter_modules(folder.__path__)]
     return {get_args(spec.model_fields[tag].annotation)[0]: spec for spec in specs}
-
-
-def names(section: str) -> list[str]:
-    """Names of the kinds of a section, or of "objectives", as a study writes them."""
-    return [found.name.replace("_", "-") for found in pkgutil.iter_modules(_FOLDERS[section].__path__)]
 
 
 def module_name(kind: str) -> str:

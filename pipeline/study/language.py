@@ -1,12 +1,14 @@
 """What all language models that are trained here share."""
 
+from collections.abc import Iterable, Iterator
 from typing import ClassVar, Self
 
 from pydantic import model_validator
 
 from pipeline.study.base import Count, NonNegative, Positive, Spec
-from pipeline.study.model import Model, ModelTraining
-from pipeline.study.objective import AnyObjective
+from pipeline.study.faults import Path, raised
+from pipeline.study.model import ModelTraining, Trained
+from pipeline.study.objective import AnyObjective, Objective
 from pipeline.study.training import Beta, Schedule
 
 
@@ -56,7 +58,7 @@ class Pool(Spec):
     """A unit counts as silent at a token where its absolute value is below this; 0 counts exact zeros."""
 
 
-class Language(Model):
+class Language(Trained):
     """A language model that is trained here."""
 
     form: ClassVar[str] = "tokens"
@@ -72,8 +74,15 @@ class Language(Model):
     pool: Pool = Pool()
     sample: Sample = Sample()
 
+    def hooks(self) -> dict[str, int]:
+        """Each hook with its width."""
+        raise NotImplementedError
+
     def length(self, sequences: int) -> tuple[int, int]:
         return self.training.steps, self.training.validate_every
+
+    def cores(self) -> int:
+        return self.threads * self.training.processes
 
     def kinds_of_objective(self) -> list[str]:
         """The kinds its objectives are of, each once."""
@@ -81,11 +90,25 @@ class Language(Model):
 
     @model_validator(mode="after")
     def _objectives_fit(self) -> Self:
-        hooks = self.hooks()
-        for number, one in enumerate(self.objectives):
-            if f"blocks.0.{one.acts_on}" not in hooks:
-                raise ValueError(f"objectives: {one.objective} acts on {one.acts_on}, which this architecture does not have")
-            width = hooks[f"blocks.0.{one.acts_on}"]
-            for problem in one.problems(self.layers, width):
-                raise ValueError(f"objectives: number {number + 1}, {one.objective}: {problem}")
+        found = [(("objectives", n, *where), what) for n, one in enumerate(self.objectives) for where, what in self._misfits(n, one)]
+        if found:
+            raise raised(found)
         return self
+
+    def _misfits(self, number: int, one: Objective) -> Iterator[tuple[Path, str]]:
+        """What is wrong with objective `number` in this model: below which of its settings, and what."""
+        hook = one.acts_on()
+        width = self.hooks().get(f"blocks.0.{hook}")
+        if width is None:
+            yield (), f"{one.objective} acts on {hook}, which this architecture does not have"
+            return
+        for problem in one.problems(self.layers, width):
+            setting, _, text = problem.partition(": ")
+            yield (setting,), text
+        for other in self.objectives[:number]:
+            twice = {*self._blocks(one)} & {*self._blocks(other)}
+            if (other.objective, other.acts_on()) == (one.objective, hook) and twice:
+                yield ("layers",), f"another {one.objective} acts on {hook} of block {min(twice)}; one block takes one of a kind"
+
+    def _blocks(self, one: Objective) -> Iterable[int]:
+        return range(self.layers) if one.layers is None else one.layers

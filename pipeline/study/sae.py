@@ -1,8 +1,8 @@
 """What all SAE architectures share. An architecture is one file in `saes/`."""
 
-from typing import Annotated, Any
+from typing import Annotated, Any, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from pipeline.study.base import Count, Distinct, Name, Seed, Spec
 from pipeline.study.training import Optimizer, Schedule
@@ -18,6 +18,12 @@ class SAETraining(Optimizer):
     memory_mb: Count = 2048
     """Memory for rows of the store. While they fit, the order is an exact permutation; otherwise chunks in random order are
     mixed as many as fit."""
+
+    @model_validator(mode="after")
+    def _no_plateau(self) -> Self:
+        if self.schedule.shape == "plateau":
+            raise ValueError("schedule: `plateau` needs a loss on held-out rows, which SAEs are not measured on while they train")
+        return self
 
 
 class SAE(Spec):

@@ -1,6 +1,6 @@
 """The sections of a study that measure and show: evaluation, features, probe, report."""
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import Field
 
@@ -53,6 +53,18 @@ class Probe(Spec):
     """A latent counts as active above this number."""
     top: Count = 5
     """Strongest latents listed per sample."""
+
+
+class Tracking(Spec):
+    """Where the curves of models are shown while they train, besides the logs. It decides no byte of a result; the packages come
+    with `pip install 'saeflow[tracking]'`."""
+
+    tensorboard: bool = False
+    """Writes events for TensorBoard to results/<study>/logs/tracking/<model>/tensorboard."""
+    wandb: Literal["off", "offline", "online"] = "off"
+    """Weights & Biases; `offline` writes to results/<study>/logs/tracking/<model>/wandb, for `wandb sync` later."""
+    project: str = "saeflow"
+    """Project in Weights & Biases."""
 
 
 class Report(Spec):

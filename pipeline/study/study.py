@@ -10,9 +10,10 @@ from pipeline.study.base import Name, Spec
 from pipeline.study.dataset import Dataset
 from pipeline.study.faults import Fault, Path, StudyError, not_among, validation_faults
 from pipeline.study.kinds import TAGS, kinds
+from pipeline.study.like import resolved
 from pipeline.study.model import Model
 from pipeline.study.sae import SAE
-from pipeline.study.sections import Evaluation, Features, Probe, Report
+from pipeline.study.sections import Evaluation, Features, Probe, Report, Tracking
 from pipeline.study.sweep import variants
 
 Entries = dict[Name, Any]
@@ -39,6 +40,7 @@ class File(Spec):
     features: Features = Features()
     probe: Probe | None = None
     report: Report = Report()
+    tracking: Tracking = Tracking()
 
 
 @dataclass(frozen=True)
@@ -64,9 +66,9 @@ class Study:
     families: dict[str, str] = field(default_factory=dict)
     """The entry that a variant of a model or SAE belongs to."""
 
-    def width(self, activations: str, hook: str) -> int:
-        """Width of a hook that is recorded."""
-        return self.models[self.activations[activations].model].hooks()[hook]
+    def width(self, activations: str, hook: str) -> int | None:
+        """Width of a hook that is recorded, where it is known before the model is there."""
+        return (self.models[self.activations[activations].model].hooks() or {}).get(hook)
 
 
 def parse(raw: dict[str, Any]) -> Study:
@@ -76,7 +78,7 @@ def parse(raw: dict[str, Any]) -> Study:
         if not isinstance(key, str):
             faults.append(Fault((), f"the key {key!r} is not text (YAML reads yes, no, on, off as truth values; quote it)"))
     file = _file({key: value for key, value in raw.items() if isinstance(key, str)}, faults)
-    entries = {section: _section(raw, section) for section in TAGS}
+    entries = {section: resolved(section, _section(raw, section), faults) for section in TAGS}
     tables = _expand(entries, "datasets", faults)
     datasets = {variant: dataset for found in tables.values() for variant, dataset in found.items()}
     models = _on_variants(_expand(entries, "models", faults), tables, entries, faults)
@@ -174,6 +176,11 @@ def _connect(
 ) -> Study:
     """Follows names from one section to another and expands what depends on a swept model."""
     for entry, found in models.items():
+        for model in found.values():
+            lacks = model.lacks(datasets[model.dataset].splits()) if model.dataset in datasets else []
+            for problem in [*model.problems(), *lacks]:
+                setting, _, text = problem.partition(": ")
+                faults.append(Fault(("models", entry, *setting.split(".")), text))
         for model in list(found.values())[:1]:
             if model.dataset in datasets and datasets[model.dataset].form != model.form:
                 form = datasets[model.dataset].form
@@ -209,7 +216,7 @@ def _connect(
             for harvest, one in harvests[sae.activations].items():
                 for hook in sae.hooks or recorded.hooks:
                     trained[harvest, hook, variant] = sae
-                    width = models[recorded.model][one.model].hooks().get(hook)
+                    width = (models[recorded.model][one.model].hooks() or {}).get(hook)
                     for problem in sae.problems(width) if width else ():
                         setting, _, text = problem.partition(": ")
                         faults.append(Fault(("saes", entry, setting), text))
@@ -232,14 +239,21 @@ def _check_harvest(
         faults.append(Fault(("activations", entry, "shard_rows"), f"{spec.shard_rows} is not a multiple of chunk_rows, {spec.chunk_rows}"))
     for model in variants_of_model.values():
         for position, hook in enumerate(spec.hooks):
-            if hook not in model.hooks():
-                faults.append(Fault(("activations", entry, "hooks", position), not_among(hook, model.hooks(), f"a hook of {spec.model}")))
+            if problem := _hook_problem(model, hook, spec.model):
+                faults.append(Fault(("activations", entry, "hooks", position), problem))
         dataset = datasets.get(model.dataset)
         for position, split in enumerate(spec.splits):
             if dataset and split not in dataset.splits():
                 faults.append(
                     Fault(("activations", entry, "splits", position), not_among(split, dataset.splits(), f"a split of {model.dataset}"))
                 )
+
+
+def _hook_problem(model: Model, hook: str, entry: str) -> str | None:
+    known = model.hooks()
+    if known is None:
+        return model.misnamed(hook)
+    return None if hook in known else not_among(hook, known, f"a hook of {entry}")
 
 
 def _check_sections(study: Study, faults: list[Fault]) -> None:

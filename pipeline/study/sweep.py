@@ -56,25 +56,29 @@ def variants(name: str, raw: dict[str, Any], spec: type[Spec], at: Path, faults:
     return found
 
 
-def _with(settings: dict[str, Any], keys: list[str], value: Any) -> dict[str, Any]:
+def _with(settings: Any, keys: list[str], value: Any) -> Any:
+    """Settings with `value` at `keys`; a number counts the entries of a list from 0. What cannot hold the key stays, so that
+    validation names it."""
+    if not keys:
+        return value
     head, *rest = keys
-    below = settings.get(head)
-    if not rest:
-        return {**settings, head: value}
-    # What is no mapping stays, so that validation names it.
-    return {**settings, head: _with(below or {}, rest, value)} if isinstance(below, dict | None) else settings
+    if isinstance(settings, list):
+        return [_with(one, rest, value) if str(n) == head else one for n, one in enumerate(settings)]
+    if isinstance(settings, dict | None):
+        return {**(settings or {}), head: _with((settings or {}).get(head), rest, value)}
+    return settings
 
 
 def _get(variant: Any, dotted: str) -> Any:
     for key in dotted.split("."):
-        variant = getattr(variant, key)
+        variant = {str(n): one for n, one in enumerate(variant)}[key] if isinstance(variant, list) else getattr(variant, key)
     return variant
 
 
 def _has(variant: Any, dotted: str) -> bool:
     try:
         _get(variant, dotted)
-    except AttributeError:
+    except (AttributeError, KeyError):
         return False
     return True
 
@@ -89,6 +93,6 @@ def _at_sweep(fault: Fault, at: Path, chosen: dict[str, tuple[Any, int]]) -> Fau
     inside = fault.path[len(at) :]
     for key, (_, position) in chosen.items():
         keys = tuple(key.split("."))
-        if inside[: len(keys)] == keys:
+        if tuple(map(str, inside[: len(keys)])) == keys:
             return Fault((*at, "sweep", key, position, *inside[len(keys) :]), fault.message)
     return fault

@@ -9,8 +9,8 @@ import pyarrow.parquet as pq
 class Curve:
     """Rows of named numbers, all with the same names."""
 
-    def __init__(self) -> None:
-        self.rows: list[dict[str, float]] = []
+    def __init__(self, rows: list[dict[str, float]] | None = None) -> None:
+        self.rows: list[dict[str, float]] = [] if rows is None else rows
 
     def add(self, **numbers: float) -> None:
         """One measurement."""

@@ -1,7 +1,7 @@
 """AdamW as a study sets it, its learning rate and beta following the schedule."""
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from pipeline.study.training import Optimizer
 from pipeline.training import schedule
@@ -12,6 +12,7 @@ class ScheduledAdamW:
 
     def __init__(self, module: nn.Module, spec: Optimizer, steps: int) -> None:
         self.spec, self.steps, self.step_number = spec, steps, 0
+        self.plateau = schedule.Plateau(spec.schedule)
         self.parameters = list(module.parameters())
         decayed = [p for p in self.parameters if p.ndim > 1 or spec.decay == "all" or not spec.weight_decay]
         others = [p for p in self.parameters if not any(p is one for one in decayed)]
@@ -23,13 +24,32 @@ class ScheduledAdamW:
         """Learning rate of the last step."""
         return self.adamw.param_groups[0]["lr"]
 
-    def step(self) -> None:
-        """Clips, updates with this step's learning rate, and clears the gradients."""
+    def gradient_norm(self) -> Tensor:
+        """Norm of the whole gradient, before it is clipped ()."""
+        return nn.utils.get_total_norm([p.grad for p in self.parameters if p.grad is not None])
+
+    def step(self, norm: Tensor | None = None) -> None:
+        """Clips, updates with this step's learning rate, and clears the gradients. `norm`: the gradient's, where it is known."""
         lr, beta1 = schedule.at(self.spec, self.step_number, self.steps)
         for group in self.adamw.param_groups:
-            group["lr"], group["betas"] = lr, (beta1, self.spec.betas[1])
+            group["lr"], group["betas"] = lr * self.plateau.factor, (beta1, self.spec.betas[1])
         if self.spec.clip is not None:
-            nn.utils.clip_grad_norm_(self.parameters, self.spec.clip)
+            nn.utils.clip_grads_with_norm_(self.parameters, self.spec.clip, self.gradient_norm() if norm is None else norm)
         self.adamw.step()
         self.adamw.zero_grad(set_to_none=True)
         self.step_number += 1
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Adam's state, by parameter number and name."""
+        found = {}
+        for number, parameter in enumerate(self.parameters):
+            for name, value in self.adamw.state[parameter].items():
+                found[f"{number}.{name}"] = value
+        return found
+
+    def restore(self, tensors: dict[str, Tensor], step: int) -> None:
+        """Goes on at `step` with the state that `tensors` gave there."""
+        self.step_number = step
+        for key, value in tensors.items():
+            number, name = key.split(".", 1)
+            self.adamw.state[self.parameters[int(number)]][name] = value.clone()

@@ -9,7 +9,7 @@ from requests.exceptions import ConnectionError
 
 from pipeline.artifacts.errors import UserError
 from pipeline.datasets import corpora
-from pipeline.study.datasets.bytes import CORPORA, Corpus
+from pipeline.study.corpora import CORPORA, Corpus
 
 TEXT = b"To be, or not to be"
 CORPUS = Corpus(
@@ -88,3 +88,9 @@ def test_the_data_folder_has_the_pinned_text(data_folder):
     if not (data_folder / "tinyshakespeare.txt").exists():
         pytest.skip("the data folder has no tinyshakespeare.txt")
     assert corpora.find(CORPORA["tinyshakespeare"], None) == data_folder / "tinyshakespeare.txt"
+
+
+def test_stories_that_are_nowhere_can_be_had_from_the_hub(tmp_path, monkeypatch):
+    monkeypatch.setenv("SAEFLOW_DATA", str(tmp_path))
+    with pytest.raises(UserError, match=r"tinystories\.txt was not found; put it .* SAEFLOW_DATA .*; for .* 'hub: roneneldan/TinyStories'"):
+        corpora.find(CORPORA["tinystories"], None)

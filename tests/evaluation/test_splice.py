@@ -48,7 +48,7 @@ def by_hand(model, text, replace) -> float:
     total = []
     with torch.no_grad():
         for start in range(0, 35, 8):
-            window = text.ids[start : start + 9]
+            window = torch.from_numpy(text.ids[start : start + 9].astype(np.int64))
             x = model.token.weight[window[:-1]] + model.position.weight[: len(window) - 1]
             x = model.blocks[0](x[None], lambda name, value: value, "a")
             x = model.blocks[1](replace(x), lambda name, value: value, "b")

@@ -50,7 +50,7 @@ def contexts_of(make_store, make_tokens):
         made = make_store(values, length=length, chunk_rows=64, shard_rows=64, batch=16, **store)
         spec = {"hook": "x", "batch": size, "contexts": contexts, "before": before, "after": after, "split": "train"}
         table = describe(Straight(), made, make_tokens(np.arange(202), 202, "shown"), spec)[1]
-        first = {text: i for i, text in enumerate(tokens.text(np.arange(202), "bytes"))}
+        first = {text: i for i, text in enumerate(tokens.text(np.arange(202), make_tokens(np.arange(202), 202, "letters")))}
         return [
             (c["latent"], c["rank"], c["sequence"], length * c["sequence"] + c["position"], first[c["tokens"][0]], c["activations"])
             for c in table.to_pylist()

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from pipeline.artifacts.errors import UserError
 from pipeline.models.hooks import record, spliced
 
 HOOKS = [f"blocks.{n}.{hook}" for n in range(3) for hook in ("resid_pre", "attn_out", "resid_mid", "mlp_hidden", "mlp_out", "resid_post")]
@@ -35,7 +36,7 @@ def test_nothing_after_the_last_hook_is_computed(gpt, ids, monkeypatch):
 
 
 def test_a_hook_that_is_not_there_is_named(gpt, ids):
-    with pytest.raises(KeyError, match=r"blocks\.3\.resid_pre"):
+    with pytest.raises(UserError, match=r"blocks\.3\.resid_pre"):
         record(gpt, ids, ["blocks.0.resid_pre", "blocks.3.resid_pre"])
 
 

@@ -10,7 +10,8 @@ from pipeline.artifacts.errors import UserError
 from pipeline.artifacts.manifest import MANIFEST, Artifact, publishing
 from pipeline.models import checkpoint
 from pipeline.models.examples import examples
-from pipeline.models.train import measure, train
+from pipeline.models.measure import measure
+from pipeline.models.train import train
 
 MLP = {
     "architecture": "mlp",
@@ -41,7 +42,7 @@ def run(spec: dict, dataset, seed: int = 0, noise: int = 0):
     model, settings = checkpoint.build({**spec, "seed": seed}, dataset.facts)
     split = examples(dataset, "train", spec.get("context"))
     torch.manual_seed(noise + 1)
-    return model, train(model, settings, split, split), split
+    return model, train(model, settings, split, split).curve, split
 
 
 def bits(model) -> list[bytes]:
@@ -87,7 +88,7 @@ def test_training_losses_are_means_of_the_steps_since_the_last_row(request, kind
     losses, steps = model.losses, []
     monkeypatch.setattr(model, "losses", lambda output, target: steps.append(losses(output, target)) or steps[-1])
     split = examples(dataset, "train", spec.get("context"))
-    curve = train(model, settings, split, None)
+    curve = train(model, settings, split, None).curve
     assert len(steps) == curve.rows[-1]["step"]
     done = 0
     for row in curve.rows:
@@ -182,3 +183,89 @@ def test_a_saved_model_is_the_same_model(table, tmp_path):
     assert not any(p.requires_grad for p in loaded.parameters())
     assert artifact.facts["parameters"] == sum(p.numel() for p in model.parameters())
     assert load_file(tmp_path / "model/model.safetensors").keys() == model.state_dict().keys()
+
+
+def noisy(make_tokens):
+    """Random tokens: the longer it trains on them, the worse it does on others."""
+    generator = np.random.default_rng(0)
+    return [examples(make_tokens(generator.integers(0, 12, size=200), 12, name), "train", 8) for name in ("train", "other")]
+
+
+OVERFIT = {**GPT, "dropout": 0.0, "training": {**GPT["training"], "steps": 200, "validate_every": 10, "schedule": {"shape": "constant"}}}
+
+
+def overfitted(make_tokens, **training):
+    model, settings = checkpoint.build({**OVERFIT, "training": {**OVERFIT["training"], **training}}, {"vocabulary": 12})
+    train_split, other = noisy(make_tokens)
+    return model, train(model, settings, train_split, other), other
+
+
+def test_the_best_weights_are_those_of_the_lowest_validation_loss(make_tokens):
+    model, result, other = overfitted(make_tokens)
+    losses = {row["step"]: row["validation_loss"] for row in result.curve.rows}
+    assert result.best_step == min(losses, key=losses.get) < 200
+    model.load_state_dict(result.best)
+    assert measure(model, other, 4)["loss"] == losses[result.best_step]
+
+
+def test_early_stopping_waits_as_long_as_it_is_told(make_tokens):
+    _, result, _ = overfitted(make_tokens, stop_after=3)
+    assert result.curve.rows[-1]["step"] == result.best_step + 3 * 10 < 200
+
+
+def test_without_validation_there_is_no_best(table):
+    model, settings = checkpoint.build(MLP, table.facts)
+    assert train(model, settings, examples(table, "train", None), None).best is None
+
+
+def test_parts_of_a_batch_add_up_to_it(make_tokens):
+    def weights(accumulate):
+        spec = {**OVERFIT, "training": {**OVERFIT["training"], "steps": 20, "batch": 6, "precision": "float64", "accumulate": accumulate}}
+        model, settings = checkpoint.build(spec, {"vocabulary": 12})
+        model.double()
+        result = train(model, settings, noisy(make_tokens)[0], None)
+        return torch.cat([p.flatten() for p in model.parameters()]), result.curve.rows[-1]
+
+    whole, row = weights(1)
+    for accumulate in (2, 3, 6):
+        parts, other = weights(accumulate)
+        assert (parts - whole).abs().max() < 1e-9
+        assert other["train_loss"] == pytest.approx(row["train_loss"], rel=1e-12)
+        assert other["grad_norm"] == pytest.approx(row["grad_norm"], rel=1e-9)
+
+
+def test_bfloat16_computes_in_it_and_keeps_weights_in_float32(make_tokens):
+    exact, _, _ = overfitted(make_tokens, steps=20)
+    model, result, _ = overfitted(make_tokens, steps=20, precision="bfloat16")
+    assert {p.dtype for p in model.parameters()} == {torch.float32}
+    difference = max((a - b).abs().max().item() for a, b in zip(model.parameters(), exact.parameters(), strict=True))
+    assert 0 < difference < 0.1
+    assert result.curve.rows[-1]["train_loss"] < 2.6
+
+
+def test_plateau_lowers_the_learning_rate_when_the_loss_rises(make_tokens):
+    _, result, _ = overfitted(make_tokens, schedule={"shape": "plateau", "patience": 1, "factor": 0.5})
+    rates = [row["lr"] for row in result.curve.rows]
+    assert rates[0] == 0.01
+    assert sorted(set(rates), reverse=True)[:3] == [0.01, 0.005, 0.0025]
+
+
+def test_the_curve_names_what_was_measured(make_tokens):
+    _, result, _ = overfitted(make_tokens, steps=20)
+    row = result.curve.rows[-1]
+    assert row["validation_perplexity"] == pytest.approx(np.exp(row["validation_loss"]))
+    assert row["grad_norm"] > 0
+    assert {"sparsity_0", "rare_0", "never_0", "polysemanticity_0"} <= row.keys()
+    times = result.times.rows
+    assert [one["step"] for one in times] == [10, 20]
+    assert all(one["positions_per_second"] > 0 for one in times)
+    assert times[1]["seconds"] > times[0]["seconds"] > 0
+
+
+def test_gradient_norms_are_means_of_those_before_clipping(make_tokens):
+    model, settings = checkpoint.build({**OVERFIT, "training": {**OVERFIT["training"], "steps": 1, "clip": 1e-3}}, {"vocabulary": 12})
+    split = noisy(make_tokens)[0]
+    inputs, targets = next(split.epoch(0, 4, 0))
+    gradients = torch.autograd.grad(model.losses(model(inputs), targets).mean(), list(model.parameters()))
+    expected = torch.cat([one.flatten() for one in gradients]).norm().item()
+    assert train(model, settings, split, None).curve.rows[0]["grad_norm"] == pytest.approx(expected, rel=1e-5)

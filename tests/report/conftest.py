@@ -15,7 +15,7 @@ from pipeline.training.curve import Curve
 
 STUDY = {
     "name": "small",
-    "datasets": {"text": {"kind": "bytes", "path": "a.txt"}},
+    "datasets": {"text": {"kind": "text", "files": ["a.txt"]}},
     "models": {"gpt": {"architecture": "gpt", "dataset": "text", "layers": 1, "width": 8, "heads": 2}},
     "activations": {"mlp": {"model": "gpt", "hooks": ["blocks.0.mlp_out"]}},
     "saes": {
@@ -100,7 +100,7 @@ SAMPLE = {"input": [1.0, 2.5], "expected": 3.0, "output": 2.98763, "active": 7, 
 def publish(root: Path, graph: Graph, probed: bool = False) -> Results:
     """Publishes made-up artifacts where the graph says they lie, and reads them as the report does."""
     for folder in graph.everything()["dataset"]:
-        with publishing(root / folder, "dataset", {"kind": "bytes", "path": "a.txt"}, {}):
+        with publishing(root / folder, "dataset", {"kind": "text", "files": ["a.txt"]}, {}):
             pass
     for folder in graph.everything()["model"]:
         with publishing(root / folder, "model", {"architecture": "gpt", "seed": 0}, {}) as draft:

@@ -10,8 +10,8 @@ import pytest
 
 from pipeline.report.figures import figures
 from pipeline.report.page import page
-from pipeline.report.results import without_seed
 from pipeline.report.tables import sae_table
+from pipeline.study.names import without_seed
 
 SPEC = {"title": None, "about": "", "features": 3, "contexts": 2, "name": "small"}
 ENTRIES = {"models": {"gpt": "gpt"}, "activations": {"mlp": "mlp"}}

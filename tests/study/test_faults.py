@@ -78,8 +78,8 @@ ONE_FAULT = {
     "probe of the wrong length": ("saes:\n", "probe:\n  samples:\n    - {input: [1, 2], expected: 1}\nsaes:\n", "probe.samples[0].input",
                                   ["2 numbers", "10 in a row"], 2),
     "probe without samples": ("saes:\n", "probe: {samples: []}\nsaes:\n", "probe.samples", ["at least 1"]),
-    "table model on tokens": ("    kind: pointer\n    train: 100\n    validation: 20\n    test: 20\n", "    kind: bytes\n    path: a.txt\n",
-                              "models.mlp.dataset", ["'rows' holds tokens", "mlp takes table"], 5),
+    "table model on tokens": ("    kind: pointer\n    train: 100\n    validation: 20\n    test: 20\n", 
+                              "    kind: text\n    files: [a.txt]\n", "models.mlp.dataset", ["'rows' holds tokens", "mlp takes table"], 5),
 }  # fmt: skip
 
 

@@ -6,7 +6,8 @@ import jsonschema
 import pytest
 import yaml
 
-from pipeline.study.datasets.bytes import CORPORA, Bytes
+from pipeline.study.corpora import CORPORA
+from pipeline.study.datasets.text import Text
 from pipeline.study.schema import schema, text
 
 
@@ -56,5 +57,5 @@ def test_help_texts_reach_the_editor(validator):
 
 
 def test_every_corpus_can_be_named_and_every_name_is_a_corpus():
-    (names, _none) = get_args(Bytes.model_fields["corpus"].annotation)
+    (names, _none) = get_args(Text.model_fields["corpus"].annotation)
     assert set(get_args(names)) == set(CORPORA)

@@ -3,7 +3,7 @@
 import pytest
 import torch
 from torch.optim import SGD
-from torch.optim.lr_scheduler import CosineAnnealingLR, LinearLR, OneCycleLR
+from torch.optim.lr_scheduler import CosineAnnealingLR, LinearLR, OneCycleLR, ReduceLROnPlateau
 
 from pipeline.study.training import Optimizer
 from pipeline.training import schedule
@@ -84,3 +84,27 @@ def test_a_warmup_takes_at_most_a_quarter_of_the_run():
 def test_betas_of_other_shapes_are_the_studys():
     given = Optimizer.model_validate({"betas": [0.7, 0.8], "schedule": {"shape": "cosine", "warmup": 2}})
     assert {schedule.at(given, step, 9)[1] for step in range(9)} == {0.7}
+
+
+@pytest.mark.parametrize("patience", [0, 1, 3])
+@pytest.mark.parametrize("factor", [0.5, 0.1])
+def test_plateau_is_pytorchs(patience, factor):
+    """Losses that fall, stand still, fall by less than its threshold, and rise."""
+    losses = [3.0, 2.0, 1.9999, 2.0, 2.0, 2.5, 1.0, 0.99995, 0.9, 0.9, 0.9, 0.9, 0.9, 1.0, 0.5, 0.6, 0.7, 0.8, 0.9]
+    optimizer = SGD([torch.zeros(1, requires_grad=True)], lr=1.0)
+    theirs = ReduceLROnPlateau(optimizer, factor=factor, patience=patience, eps=0)
+    ours = schedule.Plateau(spec(shape="plateau", factor=factor, patience=patience).schedule)
+    for loss in losses:
+        theirs.step(loss)
+        ours.measured(loss)
+        assert ours.factor == pytest.approx(optimizer.param_groups[0]["lr"])
+        again = schedule.Plateau(ours.spec)
+        again.restore(ours.state())
+        assert vars(again) == vars(ours)
+
+
+def test_no_other_schedule_listens_to_losses():
+    plateau = schedule.Plateau(spec(shape="cosine").schedule)
+    for _ in range(20):
+        plateau.measured(1.0)
+    assert plateau.factor == 1

@@ -16,7 +16,7 @@ pytestmark = pytest.mark.slow
 
 TEXT = {
     "name": "text",
-    "datasets": {"shakespeare": {"kind": "bytes", "corpus": "tinyshakespeare", "held_out": 0.02}},
+    "datasets": {"shakespeare": {"kind": "text", "corpus": "tinyshakespeare", "validation": 0.02}},
     "models": {
         "gpt": {
             "architecture": "gpt",

@@ -5,7 +5,7 @@ from typing import Annotated, ClassVar, Literal, Self
 from pydantic import Field, model_validator
 
 from pipeline.study.base import Count
-from pipeline.study.model import Model, ModelTraining
+from pipeline.study.model import ModelTraining, Trained
 
 
 class MLPTraining(ModelTraining):
@@ -17,7 +17,7 @@ class MLPTraining(ModelTraining):
     """Epochs between two measurements on the validation split."""
 
 
-class MLP(Model):
+class MLP(Trained):
     """Linear layers with ReLU between them, and batch norm before the ReLU of the layers named."""
 
     form: ClassVar[str] = "table"

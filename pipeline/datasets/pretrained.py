@@ -1,0 +1,82 @@
+"""Hugging Face tokenizers, from a local folder or the hub. No code of a model is ever run."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from pipeline.artifacts.errors import UserError
+from pipeline.artifacts.manifest import sha256
+from pipeline.datasets.tokenizer import FILE, Subwords
+from pipeline.study.tokenizer import Tokenizer as Spec
+from pipeline.study.tokenizer import is_path
+
+_ENDS = ("<|endoftext|>", "<|end_of_text|>", "</s>", "<eos>", "[SEP]")
+"""End-of-text tokens, looked for where no file beside the tokenizer names one."""
+
+
+def load(spec: Spec) -> tuple[Subwords, dict[str, str]]:
+    """The tokenizer and what it was read from: files with their hashes, or the hub's commit. Raises UserError."""
+    assert spec.name is not None
+    if is_path(spec.name):
+        return _from_folder(Path(spec.name), spec.name), {file: sha256(Path(file)) for file in spec.sources()}
+    folder = _fetched(spec.name, spec.revision)
+    return _from_folder(folder, spec.name), {f"hub:{spec.name}": folder.name}
+
+
+def _fetched(name: str, revision: str | None) -> Path:
+    """The hub's files of a tokenizer in this user's cache; the folder is called as the commit."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HTTPError
+
+    wanted = ["tokenizer*", "special_tokens_map.json", "vocab*", "merges.txt", "spiece.model", "added_tokens.json", "config.json"]
+    try:
+        return Path(snapshot_download(name, revision=revision, allow_patterns=wanted))
+    except (OSError, ValueError, HTTPError) as error:
+        told = " ".join(str(error).split())[:300]
+        raise UserError(f"{name}: the tokenizer could not be fetched from the Hugging Face hub: {told}") from None
+
+
+def _from_folder(folder: Path, name: str) -> Subwords:
+    definition, end = _definition(folder, name)
+    try:
+        return Subwords(definition, end, name)
+    except UserError:
+        raise
+    except Exception as error:  # the only class that the tokenizers library raises
+        raise UserError(f"{name}: {FILE} is no tokenizer: {' '.join(str(error).split())[:300]}") from None
+
+
+def _definition(folder: Path, name: str) -> tuple[dict[str, Any], str | None]:
+    """The tokenizer's JSON and its end-of-text token."""
+    if not (folder / FILE).is_file():
+        return _converted(folder, name)
+    definition = _json(folder / FILE)
+    if not isinstance(definition, dict) or not isinstance(definition.get("model"), dict):
+        raise UserError(f"{folder / FILE}: is no tokenizer of the tokenizers library")
+    for file in ("tokenizer_config.json", "special_tokens_map.json"):
+        found = _json(folder / file).get("eos_token") if (folder / file).is_file() else None
+        if found is not None:
+            return definition, found["content"] if isinstance(found, dict) else found
+    vocab = definition["model"].get("vocab", ())
+    added = {token["content"] for token in definition.get("added_tokens", ())}
+    known = added | (vocab.keys() if isinstance(vocab, dict) else {token for token, _ in vocab})
+    return definition, next((end for end in _ENDS if end in known), None)
+
+
+def _converted(folder: Path, name: str) -> tuple[dict[str, Any], str | None]:
+    """A tokenizer in an older form, as transformers converts it."""
+    from transformers import AutoTokenizer
+
+    try:
+        found = AutoTokenizer.from_pretrained(folder, use_fast=True, trust_remote_code=False)
+        return json.loads(found.backend_tokenizer.to_str()), found.eos_token
+    except (OSError, ValueError, KeyError, AttributeError, ImportError) as error:
+        told = " ".join(str(error).split())[:300]
+        raise UserError(f"{name}: has no {FILE}, and no tokenizer could be made of its other files: {told}") from None
+
+
+def _json(file: Path) -> Any:
+    try:
+        return json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(f"{file}: not readable as JSON ({error})") from None

@@ -1,0 +1,17 @@
+"""Where and in which precision a run computes."""
+
+import os
+from contextlib import AbstractContextManager
+
+import torch
+
+
+def device() -> torch.device:
+    """The first GPU, or the process' own under torchrun; the processor where there is none, or SAEFLOW_DEVICE says so."""
+    name = os.environ.get("SAEFLOW_DEVICE") or ("cuda" if torch.cuda.is_available() else "cpu")
+    return torch.device(name, int(os.environ.get("LOCAL_RANK", 0))) if name == "cuda" else torch.device(name)
+
+
+def autocast(device: torch.device, precision: str) -> AbstractContextManager:
+    """The context a forward runs in for `precision`, as a study says it."""
+    return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16")

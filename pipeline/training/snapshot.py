@@ -1,0 +1,91 @@
+"""The state of a run on disk, so that a run that was killed goes on where its last snapshot stands.
+
+One safetensors file in `.resume/` beside the outputs of a step, put in place by a rename, removed when the step publishes. It
+carries the digest of settings, inputs and code; that of another run is discarded with one line.
+"""
+
+import json
+import os
+import shutil
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from pipeline.console import say
+
+SECONDS = 20.0
+"""Least time between snapshots."""
+SHARE = 0.02
+"""Most of a run's time that is spent on them."""
+Tensors = dict[str, Tensor]
+
+
+class Snapshots:
+    """Snapshots of one run, whose settings, inputs and code are `identity`."""
+
+    def __init__(self, folder: Path, identity: str) -> None:
+        self.file, self.identity = folder / ".resume" / "run.safetensors", identity
+        self.wait = float(os.environ.get("SAEFLOW_SNAPSHOT_SECONDS", SECONDS))
+        self.least = self.wait
+        self.last = time.monotonic()
+
+    def due(self) -> bool:
+        """Whether it is time for one."""
+        return time.monotonic() - self.last >= self.wait
+
+    def save(self, tensors: Tensors, values: dict[str, Any]) -> None:
+        """Puts a snapshot in place of the last one."""
+        begun = time.monotonic()
+        self.file.parent.mkdir(parents=True, exist_ok=True)
+        beside = self.file.with_suffix(".part")
+        kept = {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
+        save_file(kept, beside, {"identity": self.identity, "values": json.dumps(values)})
+        with beside.open("rb") as file:
+            os.fsync(file.fileno())
+        beside.replace(self.file)
+        self.last = time.monotonic()
+        if self.least:
+            self.wait = max(self.least, (self.last - begun) / SHARE)
+
+    def load(self) -> tuple[Tensors, dict[str, Any]] | None:
+        """The last snapshot; None when there is none of this run."""
+        if not self.file.is_file():
+            return None
+        with safe_open(self.file, "pt") as stored:
+            metadata = stored.metadata()
+            if metadata["identity"] != self.identity:
+                say(f"{self.file}: of other settings, inputs or code; discarded, the run starts at its beginning")
+                return None
+            return {name: stored.get_tensor(name) for name in stored.keys()}, json.loads(metadata["values"])  # noqa: SIM118
+
+    def remove(self) -> None:
+        """Removes it: the run has published what it made."""
+        shutil.rmtree(self.file.parent, ignore_errors=True)
+
+
+def under(prefix: str, tensors: Tensors) -> Tensors:
+    """The tensors whose names begin with `prefix`, without it."""
+    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+
+
+def named(prefix: str, tensors: Tensors) -> Tensors:
+    """The same tensors with `prefix` before their names."""
+    return {f"{prefix}{name}": tensor for name, tensor in tensors.items()}
+
+
+def random_state() -> Tensors:
+    """States of this process' random generators."""
+    found = {"cpu": torch.get_rng_state()}
+    return {**found, "cuda": torch.cuda.get_rng_state()} if torch.cuda.is_initialized() else found
+
+
+def set_random_state(state: Tensors) -> None:
+    """Puts the generators back to `state`."""
+    torch.set_rng_state(state["cpu"])
+    if "cuda" in state:
+        torch.cuda.set_rng_state(state["cuda"])
