@@ -10,6 +10,7 @@ from pipeline.artifacts.manifest import sha256
 from pipeline.console import say
 from pipeline.datasets import blocks, readers
 from pipeline.datasets.blocks import Block
+from pipeline.study import places
 from pipeline.study.datasets.text import Text as Spec
 from pipeline.study.datasets.text import inside
 from pipeline.study.tokenizer import is_path
@@ -32,7 +33,8 @@ class Hub:
 
     def __init__(self, spec: Spec) -> None:
         assert spec.hub is not None
-        self.name, self.subset, self.split, self.column = spec.hub, spec.subset, spec.hub_split, spec.column
+        self.subset, self.split, self.column = spec.subset, spec.hub_split, spec.column
+        self.name = str(places.folder(spec.hub)) if is_path(spec.hub) else spec.hub
         self.revision = None if is_path(self.name) else self._commit(spec.revision)
 
     def _commit(self, revision: str | None) -> str:

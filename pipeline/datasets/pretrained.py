@@ -7,6 +7,7 @@ from typing import Any
 from pipeline.artifacts.errors import UserError
 from pipeline.artifacts.manifest import sha256
 from pipeline.datasets.tokenizer import FILE, Subwords
+from pipeline.study import places
 from pipeline.study.tokenizer import Tokenizer as Spec
 from pipeline.study.tokenizer import is_path
 
@@ -18,7 +19,7 @@ def load(spec: Spec) -> tuple[Subwords, dict[str, str]]:
     """The tokenizer and what it was read from: files with their hashes, or the hub's commit. Raises UserError."""
     assert spec.name is not None
     if is_path(spec.name):
-        return _from_folder(Path(spec.name), spec.name), {file: sha256(Path(file)) for file in spec.sources()}
+        return _from_folder(places.folder(spec.name), spec.name), {file: sha256(Path(file)) for file in spec.sources()}
     folder = _fetched(spec.name, spec.revision)
     return _from_folder(folder, spec.name), {f"hub:{spec.name}": folder.name}
 

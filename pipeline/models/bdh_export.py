@@ -7,26 +7,26 @@ Our parameters bear the reference's names already.
 from pathlib import Path
 
 import torch
-from torch import nn
 
+from pipeline.models.base import Network
 from pipeline.study.models.bdh import BDH
 
 NAMES = ("encoder", "encoder_v", "decoder", "embed.weight", "lm_head", "attn.freqs")
 
 
-def export(model: nn.Module, spec: BDH, path: Path) -> None:
+def export(model: Network, spec: BDH, path: Path) -> None:
     """Writes `model` to `path`. Equal weights give equal bytes, whatever the path. Weights are float32, as the reference's are."""
+    if model.shaping:
+        raise ValueError("what objectives have made part of a model has no place in the reference implementation")
     state = model.state_dict()
-    vocabulary = len(state["embed.weight"])
     config = {
         "n_layer": spec.layers,
         "n_embd": spec.width,
         "dropout": spec.dropout,
         "n_head": spec.heads,
         "mlp_internal_dim_multiplier": spec.multiplier,
-        "vocab_size": vocabulary,
+        "vocab_size": len(state["embed.weight"]),
     }
     weights = {name: state[name].detach().cpu().float().contiguous() for name in NAMES}
-    path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("wb") as file:  # torch.save(path) would write the file's name into it
         torch.save({"model": weights, "config": config}, file)

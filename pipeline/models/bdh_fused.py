@@ -1,7 +1,7 @@
 """BDH's levels when nothing looks inside.
 
 - neurons, the wide tensors, live in a few buffers, for one head of one piece at a time; they never exist for a whole batch
-- the backward saves narrow tensors alone and makes neurons and dropout masks again: a sixth more products, a small part of the
+- the backward saves narrow tensors alone and makes neurons and dropout masks again: a fifth more products, a small part of the
   memory
 - queries are keys, so the gradient through the scores is one product with a symmetric matrix, not two
 - gradients of the shared weights are summed over levels in place

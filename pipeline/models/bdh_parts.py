@@ -41,8 +41,8 @@ def frequencies(neurons: int) -> Tensor:
 class Rotation:
     """cos + i sin of the angle of each pair of neurons at each position: complex (C, N/2).
 
-    Phases are taken in float64, from which whole turns are dropped before anything is rounded: a float32 phase of 10^6 turns
-    would have lost an eighth of a turn.
+    Phases are taken in float64, and whole turns dropped from them, before anything is rounded: in float32 a phase of 10^6 turns
+    is known to a sixteenth of a turn.
     """
 
     def __init__(self, frequencies_N: Tensor, length: int, dtype: torch.dtype) -> None:

@@ -18,7 +18,7 @@ from transformers import MODEL_MAPPING, AutoConfig, AutoModel, AutoModelForCausa
 
 from pipeline.artifacts.errors import UserError
 from pipeline.artifacts.manifest import sha256
-from pipeline.study import hub_families, hub_files
+from pipeline.study import hub_families, hub_files, places
 from pipeline.study.models.hub import Hub
 
 _SAFE = ["config.json", "model.safetensors", "model.safetensors.index.json", "model-*.safetensors"]
@@ -39,7 +39,8 @@ class Fetched:
 
 def fetch(spec: Hub) -> Fetched:
     """The model that a spec names, ready for inference. Raises UserError."""
-    folder, commit = (Path(spec.name), None) if Path(spec.name).is_dir() else _snapshot(spec)
+    local = places.folder(spec.name)
+    folder, commit = (local, None) if local.is_dir() else _snapshot(spec)
     try:
         described = hub_files.read_config(folder / "config.json")
         files = [folder / "config.json", *hub_files.weight_files(folder)]

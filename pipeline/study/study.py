@@ -17,6 +17,7 @@ from pipeline.study.sections import Evaluation, Features, Probe, Report, Trackin
 from pipeline.study.sweep import variants
 
 Entries = dict[Name, Any]
+SECTIONS = ("datasets", "models", "activations", "saes")
 
 
 def _not_logs(name: str) -> str:
@@ -77,6 +78,7 @@ def parse(raw: dict[str, Any]) -> Study:
     for key in raw:
         if not isinstance(key, str):
             faults.append(Fault((), f"the key {key!r} is not text (YAML reads yes, no, on, off as truth values; quote it)"))
+    raw = {key: _without_empty(value) if key in SECTIONS else value for key, value in raw.items()}
     file = _file({key: value for key, value in raw.items() if isinstance(key, str)}, faults)
     entries = {section: resolved(section, _section(raw, section), faults) for section in TAGS}
     tables = _expand(entries, "datasets", faults)
@@ -90,6 +92,11 @@ def parse(raw: dict[str, Any]) -> Study:
     if faults:
         raise StudyError(faults)
     return study
+
+
+def _without_empty(section: Any) -> Any:
+    """A section without the entries that are null: an overlay takes an entry out so."""
+    return {name: entry for name, entry in section.items() if entry is not None} if isinstance(section, dict) else section
 
 
 def _file(raw: dict[str, Any], faults: list[Fault]) -> File | None:

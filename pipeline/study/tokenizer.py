@@ -1,11 +1,11 @@
 """Which tokens a text becomes."""
 
-from pathlib import Path
 from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
 from pipeline.study.base import Spec, Whole
+from pipeline.study.places import folder
 
 FILES = (
     "tokenizer.json",
@@ -23,7 +23,7 @@ class Tokenizer(Spec):
 
     kind: Literal["bytes", "hub", "bpe"] = "bytes"
     name: str | None = None
-    """hub: a folder with a tokenizer.json, or a name on the Hugging Face hub."""
+    """hub: a folder with a tokenizer.json, also one in the data folder, or a name on the Hugging Face hub."""
     revision: str | None = None
     """hub: branch, tag or commit of a tokenizer on the hub."""
     vocabulary: Annotated[int, Whole, Field(ge=SMALLEST, le=2**24)] | None = None
@@ -31,9 +31,9 @@ class Tokenizer(Spec):
 
     def sources(self) -> list[str]:
         """Files of the user that the tokenizer is read from."""
-        if self.kind != "hub" or self.name is None or not Path(self.name).is_dir():
+        if self.kind != "hub" or self.name is None or not folder(self.name).is_dir():
             return []
-        return [str(file) for file in (Path(self.name) / name for name in FILES) if file.is_file()]
+        return [str(file) for file in (folder(self.name) / name for name in FILES) if file.is_file()]
 
     @model_validator(mode="after")
     def _settings_of_its_kind(self) -> Self:
@@ -45,11 +45,11 @@ class Tokenizer(Spec):
                 raise ValueError(f"{key}: is missing (a tokenizer of kind {kind} needs it)")
         if self.revision is not None and (self.name is None or is_path(self.name)):
             raise ValueError("revision: is of tokenizers on the hub")
-        if self.name is not None and is_path(self.name) and not Path(self.name).is_dir():
+        if self.name is not None and is_path(self.name) and not folder(self.name).is_dir():
             raise ValueError(f"name: no such folder: '{self.name}'")
         return self
 
 
 def is_path(name: str) -> bool:
     """Whether a name means a folder and not something on the hub (`owner/name` or `name`)."""
-    return Path(name).is_dir() or name.startswith((".", "/", "~")) or name.count("/") > 1 or name.endswith("/")
+    return folder(name).is_dir() or name.startswith((".", "/", "~")) or name.count("/") > 1 or name.endswith("/")

@@ -229,14 +229,22 @@ def test_frequencies_are_the_published_ones():
 def test_the_export_loads_into_the_published_model(build, tmp_path):
     model, spec = build(FACTS, **SMALL)
     export(model, spec, tmp_path / "one.pt")
-    export(model, spec, tmp_path / "below" / "another.pt")
-    assert (tmp_path / "one.pt").read_bytes() == (tmp_path / "below" / "another.pt").read_bytes()
+    export(model, spec, tmp_path / "another.pt")
+    assert (tmp_path / "one.pt").read_bytes() == (tmp_path / "another.pt").read_bytes()
     found = torch.load(tmp_path / "one.pt", weights_only=True)
     reference = Reference(**found["config"])
     reference.load_state_dict(found["model"])
     ids = text(8)
     with torch.no_grad():
         close(reference.double()(ids), model.double()(ids[None])[0])
+
+
+def test_a_model_with_more_to_it_than_the_published_one_is_not_exported(build, tmp_path):
+    model, spec = build(FACTS, **SMALL)
+    model.shaping.append(torch.nn.Identity())
+    with pytest.raises(ValueError, match="no place"):
+        export(model, spec, tmp_path / "one.pt")
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("name", ["/tmp/x.pt", "../x.pt", "x.bin", "a//x.pt", "./x.pt", ".pt", "a\\x.pt"])

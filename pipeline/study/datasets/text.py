@@ -7,6 +7,7 @@ from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import AfterValidator, Field, model_validator
 
+from pipeline.study import places
 from pipeline.study.base import Count, Seed, Share
 from pipeline.study.corpora import CORPORA, END_OF_TEXT
 from pipeline.study.dataset import SPLITS, Dataset
@@ -101,7 +102,7 @@ class Text(Dataset):
         return list(dict.fromkeys(file for pattern in self.files or () for file in expand(pattern)))
 
     def sources(self) -> list[str]:
-        folder = inside(self.hub) if self.hub and is_path(self.hub) else []
+        folder = inside(str(places.folder(self.hub))) if self.hub and is_path(self.hub) else []
         return [*([self.path] if self.path else []), *self.paths(), *folder, *self.tokenizer.sources()]
 
     def cores(self) -> int:
@@ -128,7 +129,7 @@ class Text(Dataset):
             raise ValueError("hub_split: goes with hub")
         if self.url and not self.sha256:
             raise ValueError("sha256: is missing (a url needs the hash of its content)")
-        if self.hub and is_path(self.hub) and not Path(self.hub).is_dir():
+        if self.hub and is_path(self.hub) and not places.folder(self.hub).is_dir():
             raise ValueError(f"hub: no such folder: '{self.hub}'")
         if self.corpus and self.separator not in (END_OF_TEXT, self.between()):
             raise ValueError(f"separator: {self.corpus} has its own, {self.between() or 'null'}")

@@ -12,7 +12,7 @@ from pipeline.study.training import Beta, Schedule
 HOOKS = {
     "x_sparse": "what each head's neurons read from the stream, after ReLU: attention's queries and keys before they are rotated",
     "y_kv": "what attention reads out of its memory, normed, head after head",
-    "xy_sparse": "x_sparse times what the neurons make of y_kv, before dropout: input of the decoder",
+    "xy_sparse": "x_sparse times what the neurons make of y_kv, before dropout: input of the decoder; 0 at the first position",
     "resid_post": "the residual stream after the level, normed",
 }
 

@@ -1,12 +1,11 @@
 """A language model or encoder of Hugging Face's, taken over as it is."""
 
 import re
-from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import AfterValidator
 
-from pipeline.study import hub_families, hub_files
+from pipeline.study import hub_families, hub_files, places
 from pipeline.study.base import Count, Name
 from pipeline.study.model import Model
 
@@ -27,8 +26,8 @@ class Hub(Model):
 
     architecture: Literal["hub"]
     name: str
-    """A folder with config.json and weights (model.safetensors, or pytorch_model.bin, read with weights_only), or the model's
-    name on the hub."""
+    """A folder with config.json and weights (model.safetensors, or pytorch_model.bin, read with weights_only), also one in the data
+    folder, or the model's name on the hub."""
     revision: str | None = None
     """Branch, tag or commit on the hub. Without one it is the newest when the model is made, and stays that."""
     context: Count = 128
@@ -43,14 +42,14 @@ class Hub(Model):
     `blocks.N.resid_mid` is replaced in place, as the residual stream."""
 
     def sources(self) -> list[str]:
-        folder = Path(self.name)
+        folder = places.folder(self.name)
         try:
             return [str(folder / "config.json"), *map(str, hub_files.weight_files(folder))] if folder.is_dir() else []
         except ValueError:
             return []  # problems() says what is wrong
 
     def problems(self) -> list[str]:
-        folder = Path(self.name)
+        folder = places.folder(self.name)
         if not folder.is_dir() and not hub_files.is_hub_name(self.name):
             return [f"name: there is no folder '{self.name}', and no model on the hub can be called so"]
         if folder.is_dir() and self.revision:
@@ -70,7 +69,7 @@ class Hub(Model):
 
     def config(self) -> dict[str, Any] | None:
         """What its config.json says; None where it has not been fetched from the hub yet. Raises ValueError with one line."""
-        folder = Path(self.name)
+        folder = places.folder(self.name)
         if folder.is_dir():
             return hub_files.read_config(folder / "config.json")
         cached = hub_files.cached_config(self.name, self.revision) if hub_files.is_hub_name(self.name) else None
