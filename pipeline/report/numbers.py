@@ -25,10 +25,10 @@ def percent(value: float | None) -> str:
 
 
 def spread(values: Sequence[float | None], show: Callable[[float | None], str] = plain) -> str:
-    """A number, or mean and range where there are several."""
+    """A number, or mean and range where there are several that do not look the same."""
     known = [value for value in values if value is not None]
     if not known:
         return "–"
-    if len(known) == 1:
+    if show(min(known)) == show(max(known)):
         return show(known[0])
     return f"{show(sum(known) / len(known))} ({show(min(known))} – {show(max(known))})"

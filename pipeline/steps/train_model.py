@@ -50,8 +50,7 @@ def main(spec: dict[str, Any], dataset: Path, out: Path) -> None:
             _write_language(draft, model, settings, data, splits)
         draft.facts["pretrained"] = bool(fetched)
         checkpoint.save(draft, model, spec, facts)
-        size = settings.scoring_batch()
-        draft.write_json("metrics.json", {split: measure(model, some, size) for split, some in splits.items()} if model.scored else {})
+        draft.write_json("metrics.json", _losses(model, settings, splits) if model.scored else {})
     Snapshots(out, "").remove()
 
 
@@ -74,6 +73,12 @@ def _identity(spec: dict[str, Any], data: Artifact) -> str:
     modules += [f"pipeline.objectives.{one['objective'].replace('-', '_')}" for one in spec.get("objectives", [])]
     parts = [spec, data.hash, code("pipeline.steps.train_model", *modules), torch.__version__, str(device())]
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+
+def _losses(model: Network, settings: Model, splits: dict[str, Examples]) -> dict[str, dict[str, float]]:
+    """Losses on each split. Of a text's train split only as much is measured as the next one has: it may be long."""
+    most = {"train": len(splits.get("validation") or splits.get("test") or splits["train"])} if isinstance(model, LanguageModel) else {}
+    return {split: measure(model, some, settings.scoring_batch(), most.get(split)) for split, some in splits.items()}
 
 
 def _write_run(draft: Draft, model: Network, settings: Model, result: Result) -> None:

@@ -2,6 +2,7 @@
 
 import itertools
 import re
+from collections.abc import Iterable
 from typing import Any
 
 from pydantic import ValidationError
@@ -47,13 +48,19 @@ def variants(name: str, raw: dict[str, Any], spec: type[Spec], at: Path, faults:
         if unknown := [Fault((*at, "sweep", key), f"'{key}' is not a setting") for key in sweep if not _has(variant, key)]:
             faults.extend(unknown)
             continue
-        folder = "_".join([name, *(f"{key}={_text(_get(variant, key))}" for key in sweep)])
+        folder = "_".join([name, *(f"{_short(key, sweep)}={_text(_get(variant, key))}" for key in sweep)])
         if sweep and not re.fullmatch(r"[A-Za-z0-9._=+-]+", folder):
             faults.append(Fault((*at, "sweep"), f"the variant '{folder}' cannot be a folder's name; sweep numbers, words or lists of them"))
         elif folder in found:
             faults.append(Fault((*at, "sweep"), f"two variants would both be called '{folder}'; every value may stand once"))
         found[folder] = variant
     return found
+
+
+def _short(key: str, sweep: Iterable[str]) -> str:
+    """How a folder's name calls a swept key: `objectives.0.weight` is `weight` where no other swept key ends so."""
+    last = key.rpartition(".")[2]
+    return last if [other.rpartition(".")[2] for other in sweep].count(last) == 1 else key
 
 
 def _with(settings: Any, keys: list[str], value: Any) -> Any:

@@ -104,8 +104,8 @@ def test_what_is_not_in_the_list_cannot_be_swept(read, key):
 
 def test_a_sweep_reaches_into_the_list_and_leaves_the_rest(read):
     study = read(STUDY + "    sweep: {objectives.0.weight: [0.001, 1e-2], seed: [1, 2]}\n")
-    assert list(study.models) == [f"gpt_objectives.0.weight={weight}_seed={seed}" for weight in (0.001, 0.01) for seed in (1, 2)]
-    one = study.models["gpt_objectives.0.weight=0.001_seed=2"].settings()["objectives"]
+    assert list(study.models) == [f"gpt_weight={weight}_seed={seed}" for weight in (0.001, 0.01) for seed in (1, 2)]
+    one = study.models["gpt_weight=0.001_seed=2"].settings()["objectives"]
     assert one == [
         {"objective": "orthogonality", "layers": [1], "weight": 0.001, "tokens": 4096},
         {"objective": "topk-mlp", "layers": None, "ratio": 0.1},

@@ -180,9 +180,9 @@ saes: {topk: {architecture: topk, activations: acts}}
 def test_what_a_swept_dataset_makes_carries_its_suffix(read):
     graph = Graph(read(SWEPT))
     assert list(graph.study.datasets) == ["rows_seed=0", "rows_seed=1"]
-    assert list(graph.study.models) == [f"mlp_training.lr={lr}_seed={seed}" for lr in (0.1, 0.2) for seed in (0, 1)]
-    assert graph.dataset_of(at(model="mlp_training.lr=0.2_seed=1")) == "rows_seed=1"
-    assert graph.dataset_of(at(activations="acts_training.lr=0.1_seed=0")) == "rows_seed=0"
+    assert list(graph.study.models) == [f"mlp_lr={lr}_seed={seed}" for lr in (0.1, 0.2) for seed in (0, 1)]
+    assert graph.dataset_of(at(model="mlp_lr=0.2_seed=1")) == "rows_seed=1"
+    assert graph.dataset_of(at(activations="acts_lr=0.1_seed=0")) == "rows_seed=0"
     assert json.loads(graph.spec("dataset", at(dataset="rows_seed=1")))["seed"] == 1
     assert len(graph.study.saes) == 4
 

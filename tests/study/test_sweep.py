@@ -41,10 +41,20 @@ def test_dotted_keys_reach_into_settings_and_leave_the_rest_as_written():
     found = expand(
         training={"lr": 0.5, "epochs": 3, "schedule": {"shape": "cosine", "final": 0.2}}, sweep={"training.schedule.warmup": [1, 2]}
     )
-    assert list(found) == ["topk_training.schedule.warmup=1", "topk_training.schedule.warmup=2"]
+    assert list(found) == ["topk_warmup=1", "topk_warmup=2"]
     for warmup, one in enumerate(found.values(), 1):
         assert (one.training.lr, one.training.epochs, one.training.schedule.final) == (0.5, 3, 0.2)
         assert (one.training.schedule.shape, one.training.schedule.warmup) == ("cosine", warmup)
+
+
+def test_a_key_is_written_out_where_its_end_would_not_tell_it_apart():
+    found = expand(sweep={"training.lr": [0.5], "training.schedule.warmup": [1], "training.schedule.rise": [0.2], "training.batch": [8]})
+    assert list(found) == ["topk_lr=0.5_warmup=1_rise=0.2_batch=8"]
+    found = expand(MLP, "x", sweep={"training.batch": [8], "training.schedule.final": [0.5], "seed": [1]})
+    assert list(found) == ["x_batch=8_final=0.5_seed=1"]
+    gpt = {"architecture": "gpt", "dataset": "d", "objectives": [{"objective": "l1"}, {"objective": "orthogonality"}]}
+    found = expand(kinds("models")["gpt"], "x", **gpt, sweep={"objectives.0.weight": [0.5], "objectives.1.weight": [0.2], "seed": [1]})
+    assert list(found) == ["x_objectives.0.weight=0.5_objectives.1.weight=0.2_seed=1"]
 
 
 @pytest.mark.parametrize(
@@ -64,7 +74,7 @@ def test_a_value_is_named_as_the_study_understands_it(spec, key, values, ends):
         with pytest.raises(AssertionError):
             expand(spec, sweep={key: values})
     else:
-        assert list(expand(spec, "x", sweep={key: values})) == [f"x_{key}={end}" for end in ends]
+        assert list(expand(spec, "x", sweep={key: values})) == [f"x_{key.rpartition('.')[2]}={end}" for end in ends]
 
 
 numbers = st.one_of(st.integers(1, 2**40), st.floats(1e-300, 1e300))
