@@ -84,6 +84,14 @@ class TokenExamples:
         if rest:
             yield Batch(*self._windows([whole * self.length], rest), range(whole, whole + 1))
 
+    def spread(self, count: int, size: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """`count` full windows spread evenly over the split, `size` at a time: text is seldom the same throughout."""
+        whole = self.positions() // self.length
+        count = min(count, whole)
+        starts = [n * whole // count * self.length for n in range(count)]
+        for at in range(0, count, size):
+            yield self._windows(starts[at : at + size], self.length)
+
     def epoch(self, number: int, size: int, seed: int, start: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
         """Full windows in the order of epoch `number`, cut at an offset of that epoch, in batches of `size`, from batch `start` on."""
         if self.positions() < self.length:

@@ -9,22 +9,19 @@ from torch import Tensor
 
 from pipeline.models.base import Network
 from pipeline.models.examples import Examples, TableExamples, TokenExamples
-from pipeline.models.hooks import record
 from pipeline.study.language import Language, Pool
 
 
 @torch.no_grad()
 def measure(model: Network, split: Examples, size: int, sequences: int | None = None) -> dict[str, float]:
-    """Mean loss over all positions of a split (of its first `sequences`), and for tables the share of predictions that round
-    to the target. `size` sequences go through the model at a time."""
+    """Mean loss over all positions of a split, or of so many `sequences` spread over it where it is text and has more; for tables
+    also the share of predictions that round to the target. `size` sequences go through the model at a time."""
     model.eval()
     device = next(model.parameters()).device
     total, right, count = 0.0, 0, 0
-    for batch in split.batches(size):
-        if sequences is not None and batch.sequences.start >= sequences:
-            break
-        targets = batch.targets.to(device)
-        output = model(batch.inputs.to(device))
+    for inputs, targets in _chosen(split, size, sequences):
+        targets = targets.to(device)
+        output = model(inputs.to(device))
         total += model.losses(output, targets).double().sum().item()
         count += targets.numel()
         if isinstance(split, TableExamples):
@@ -33,6 +30,12 @@ def measure(model: Network, split: Examples, size: int, sequences: int | None = 
     if isinstance(split, TableExamples):
         return {**found, "rounded_accuracy": right / count}
     return {**found, "perplexity": exp(min(found["loss"], 20.0))}
+
+
+def _chosen(split: Examples, size: int, sequences: int | None) -> Iterator[tuple[Tensor, Tensor]]:
+    if isinstance(split, TokenExamples) and sequences is not None and sequences < len(split):
+        return split.spread(sequences, size)
+    return ((batch.inputs, batch.targets) for batch in split.batches(size))
 
 
 class Units:
@@ -63,18 +66,59 @@ class Units:
 
     @torch.no_grad()
     def measure(self, model: Network) -> dict[str, list[float]]:
-        """Each quantity by block."""
+        """Each quantity by block. Sums are taken as values pass, so that no batch of wide units is held for two blocks."""
         model.eval()
         device = next(model.parameters()).device
-        sums = [_Sums(len(self.types), self.pool.inactive_below) for _ in range(self.blocks)]
-        names = [tuple(f"blocks.{n}.{hook}" for hook in self.hooks) for n in range(self.blocks)]
+        active, mass = _Active(self.pool.inactive_below), _Mass(len(self.types))
+        hidden, out = ({f"blocks.{n}.{hook}": n for n in range(self.blocks)} for hook in self.hooks)
         for inputs, keep in self._batches():
-            found = record(model, inputs.to(device), {name for pair in names for name in pair})
             types = torch.searchsorted(self.types, inputs[keep]).to(device)
-            for one, (hidden, out) in zip(sums, names, strict=True):
-                one.add(found[hidden][keep], found[out][keep], types)
-        finished = [one.finish(self.tokens) for one in sums]
-        return {name: [one[name] for one in finished] for name in finished[0]}
+
+            def tap(name: str, value: Tensor, keep: Tensor = keep, types: Tensor = types) -> Tensor:
+                if name in hidden:
+                    active.add(hidden[name], value[keep])
+                if name in out:
+                    mass.add(out[name], value[keep], types)
+                return value
+
+            model(inputs.to(device), tap)
+        shares = [active.of[n].double() / self.tokens for n in range(self.blocks)]
+        return {
+            "sparsity": [1 - share.mean().item() for share in shares],
+            "rare": [(share < 0.01).double().mean().item() for share in shares],
+            "never": [(share == 0).double().mean().item() for share in shares],
+            "polysemanticity": [mass.entropy(n) for n in range(self.blocks)],
+        }
+
+
+class _Active:
+    """How often each unit is not silent, by block."""
+
+    def __init__(self, below: float) -> None:
+        self.below = below
+        self.of: dict[int, Tensor] = {}
+
+    def add(self, block: int, value_nD: Tensor) -> None:
+        found = (value_nD.abs() >= self.below if self.below else value_nD != 0).sum(0)
+        self.of[block] = self.of[block] + found if block in self.of else found
+
+
+class _Mass:
+    """Sums of |a| of each unit by token type, by block."""
+
+    def __init__(self, types: int) -> None:
+        self.types = types
+        self.of: dict[int, Tensor] = {}
+
+    def add(self, block: int, value_nD: Tensor, types_n: Tensor) -> None:
+        if block not in self.of:
+            self.of[block] = torch.zeros(self.types, value_nD.shape[1], device=value_nD.device)
+        self.of[block].index_add_(0, types_n, value_nD.abs().float())
+
+    def entropy(self, block: int) -> float:
+        """Mean over units of the entropy of their mass, in nats."""
+        mass = self.of[block].double()
+        return torch.special.entr(mass / mass.sum(0).clamp(min=1e-300)).sum(0).mean().item()
 
 
 def watched(settings: Language, splits: Mapping[str, Examples | None]) -> Units:
@@ -89,30 +133,3 @@ def units(model: Network, settings: Language, splits: Mapping[str, Examples | No
     found = watched(settings, splits)
     about = {"tokens": found.tokens, "types": len(found.types), "hooks": settings.measured, "inactive_below": settings.pool.inactive_below}
     return {**about, **found.measure(model)}
-
-
-class _Sums:
-    """Sums over the pool for one block."""
-
-    def __init__(self, types: int, below: float) -> None:
-        self.types, self.below = types, below
-        self.active: Tensor | None = None
-        self.mass: Tensor | None = None
-
-    def add(self, hidden_nD: Tensor, out_nD: Tensor, types_n: Tensor) -> None:
-        if self.active is None or self.mass is None:
-            self.active = torch.zeros(hidden_nD.shape[1], dtype=torch.int64, device=hidden_nD.device)
-            self.mass = torch.zeros(self.types, out_nD.shape[1], device=out_nD.device)
-        self.active += (hidden_nD.abs() >= self.below if self.below else hidden_nD != 0).sum(0)
-        self.mass.index_add_(0, types_n, out_nD.abs().float())
-
-    def finish(self, tokens: int) -> dict[str, float]:
-        assert self.active is not None and self.mass is not None
-        share = self.mass.double() / self.mass.double().sum(0).clamp(min=1e-300)
-        entropy = torch.special.entr(share).sum(0)
-        return {
-            "sparsity": 1 - self.active.double().mean().item() / tokens,
-            "rare": (self.active < 0.01 * tokens).double().mean().item(),
-            "never": (self.active == 0).double().mean().item(),
-            "polysemanticity": entropy.mean().item(),
-        }

@@ -38,7 +38,7 @@ class LanguageTraining(ModelTraining):
     validate_every: Count = 250
     """Steps between two measurements on the validation split."""
     validate_on: Count | None = None
-    """Sequences of the validation split that are measured while training; all when not given."""
+    """So many sequences, spread over the validation split, are measured while training; all when not given."""
     processes: Count = 1
     """Processes that share each batch (torchrun, data parallel). Part of the result: another number changes floating-point sums."""
 

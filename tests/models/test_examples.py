@@ -109,3 +109,18 @@ def test_a_stream_barely_longer_than_a_window_gives_no_empty_batch(make_tokens):
     """The loss of an empty batch is not a number, and would be told as a learning rate that is too high."""
     split = stream(make_tokens, 12, 10)
     assert all(len(inputs) > 0 for epoch in range(6) for inputs, _ in split.epoch(epoch, 4, seed=0))
+
+
+@shared
+@given(windows=st.integers(1, 40), count=st.integers(1, 50), size=st.integers(1, 7))
+def test_windows_spread_over_a_split_lie_evenly_and_do_not_overlap(make_tokens, windows, count, size):
+    length = 5
+    found = list(stream(make_tokens, windows * length + 3, length).spread(count, size))
+    inputs, targets = (torch.cat(some) for some in zip(*found, strict=True))
+    assert torch.equal(targets, inputs + 1)
+    numbers = inputs[:, 0] // length
+    assert len(numbers) == min(count, windows)
+    assert len(set(numbers.tolist())) == len(numbers)
+    gaps = numbers.diff()
+    assert len(gaps) == 0 or gaps.max() - gaps.min() <= 1
+    assert all(len(some) <= size for some, _ in found)
