@@ -57,6 +57,7 @@ def add_architecture(folder: Path) -> None:
 TABLE = {
     "a comment in a library module": (edit("pipeline/saes/base.py", "import torch\n", "import torch  # the tensor library\n"), set()),
     "a docstring in a library module": (edit("pipeline/saes/train.py", '"""Trains one SAE', '"""Trains, step by step, one SAE'), set()),
+    "where curves are shown": (study(lambda s: s.update(tracking={"tensorboard": True})), set()),
     "the docstring of a setting": (edit("pipeline/study/saes/topk.py", "Latents that may fire", "Most latents that may fire"), set()),
     "progress is shown otherwise": (edit("pipeline/console.py", "SECONDS_BETWEEN_LINES = 10.0", "SECONDS_BETWEEN_LINES = 5.0"), set()),
     "a new architecture": (add_architecture, set()),
