@@ -70,7 +70,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     options = parser.parse_args()
     os.environ["RAYON_NUM_THREADS"] = str(options.threads)
-    data = Path(os.environ["SAEFLOW_DATA"])
+    data = Path(os.environ.get("SAEFLOW_DATA") or parser.error("the variable SAEFLOW_DATA names no data folder"))
     stories = (data / "tinystories.txt").read_text(encoding="utf-8")
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)

@@ -1,8 +1,8 @@
 """Texts to token ids: raw bytes, a Hugging Face tokenizer, or a byte-level BPE trained on the train split.
 
 How a document ends: as the tokenizer itself does it where it puts special tokens around a text (Llama: <s> in front; BERT:
-[CLS] and [SEP]); otherwise its end-of-text token follows each document. Documents of bytes are followed by token 256; a
-single stream of bytes has nothing added.
+[CLS] and [SEP]); otherwise its end-of-text token follows each document. Documents of bytes are followed by byte 255, which
+UTF-8 never uses, so that a token stays one byte; a single stream of bytes has nothing added.
 """
 
 import json
@@ -41,27 +41,32 @@ class Encoder(Protocol):
 
 
 class Bytes:
-    """One token per byte; `ends`: and one, 256, after each document."""
+    """One token per byte; `ends`: and one, 255, after each document."""
 
     text = False
     file = "bytes"
+    vocabulary = 256
+    END = b"\xff"
 
     def __init__(self, ends: bool) -> None:
-        self.vocabulary = 257 if ends else 256
-        self.special = [256] if ends else []
+        self.special = [255] if ends else []
 
     def encode(self, block: Block) -> tuple[np.ndarray, np.ndarray]:
         lengths = np.fromiter(map(len, block.pieces), np.int64, len(block.pieces))
         if not self.special:
             return np.frombuffer(b"".join(block.pieces), np.uint8), lengths
+        for piece in block.pieces:
+            if self.END in piece:
+                shown = piece[max(0, piece.find(self.END) - 20) :][:40]
+                raise UserError(f"a document holds byte 255 (near {shown!r}), which marks the end of documents in bytes; UTF-8 never uses it")
         lengths += block.ends
-        tails = map((b"", b"\0").__getitem__, block.ends.tolist())
-        ids = np.frombuffer(b"".join(chain.from_iterable(zip(block.pieces, tails, strict=True))), np.uint8).astype(np.uint16)
-        ids[np.cumsum(lengths)[block.ends] - 1] = self.special
-        return ids, lengths
+        if block.ends.all():
+            return np.frombuffer(self.END.join([*block.pieces, b""]), np.uint8), lengths
+        tails = map((b"", self.END).__getitem__, block.ends.tolist())
+        return np.frombuffer(b"".join(chain.from_iterable(zip(block.pieces, tails, strict=True))), np.uint8), lengths
 
     def write(self, draft: Draft) -> None:
-        pieces = [bytes([i]) for i in range(256)] + [b""] * len(self.special)
+        pieces = [b"" if i in self.special else bytes([i]) for i in range(256)]
         token_files.write_vocabulary(draft, pieces, dict.fromkeys(self.special, END_OF_TEXT))
 
 

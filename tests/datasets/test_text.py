@@ -29,11 +29,11 @@ def jsonl(path, rows):
 
 
 def documents(made, split):
-    """The documents of a split as bytes, and that all of them end in token 256."""
+    """The documents of a split as bytes, and that all of them end in token 255."""
     ids, offsets = np.asarray(tokens.read(made, split)), tokens.offsets(made, split)
     assert offsets[0] == 0 and offsets[-1] == len(ids) and offsets.dtype == np.int64
     found = [ids[start:end] for start, end in pairwise(offsets.tolist())]
-    assert all(one[-1] == 256 and one[:-1].max(initial=0) < 256 for one in found)
+    assert all(one[-1] == 255 and one[:-1].max(initial=0) < 255 for one in found)
     return [bytes(one[:-1].astype(np.uint8)) for one in found]
 
 
@@ -287,7 +287,7 @@ def of_bytes(tmp_path_factory):
     return Artifact.open(folder / "made" / MANIFEST)
 
 
-@given(st.lists(st.integers(0, 255)))
+@given(st.lists(st.integers(0, 254)))
 def test_every_byte_is_shown_and_text_as_itself(of_bytes, ids):
     shown = tokens.text(np.array(ids, dtype=np.uint8), of_bytes)
     assert [one for one, i in zip(shown, ids, strict=True) if i < 128] == [bytes([i]).decode() for i in ids if i < 128]
@@ -299,12 +299,18 @@ def test_every_byte_is_shown_and_text_as_itself(of_bytes, ids):
 def test_text_comes_back_from_its_bytes(of_bytes, written):
     ids = tokens.encode(of_bytes, written)
     assert ids == list(written.encode())
-    assert tokens.decode(of_bytes, [*ids, 256]) == written
+    assert tokens.decode(of_bytes, [*ids, 255]) == written
+
+
+def test_a_document_with_the_byte_that_ends_documents_is_told(make, tmp_path):
+    (tmp_path / "a.txt").write_bytes(b"one<|endoftext|>t\xffwo<|endoftext|>three")
+    with pytest.raises(UserError, match=r"a document holds byte 255 \(near b't\\xffwo'\)"):
+        make(text, kind="text", files=[str(tmp_path / "a.txt")], validation=0)
 
 
 def test_the_end_of_a_document_is_shown_by_name(of_bytes):
-    assert tokens.text([111, 256], of_bytes) == ["o", "<|endoftext|>"]
-    assert tokens.special(of_bytes).tolist() == [256]
+    assert tokens.text([111, 255], of_bytes) == ["o", "<|endoftext|>"]
+    assert tokens.special(of_bytes).tolist() == [255]
 
 
 MEASURE = """
