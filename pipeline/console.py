@@ -19,9 +19,9 @@ def say(text: str) -> None:
 class Plain:
     """Progress as lines, at most one every ten seconds and one at the end."""
 
-    def __init__(self, what: str, total: int, unit: str) -> None:
+    def __init__(self, what: str, total: int, unit: str, done: int = 0) -> None:
         self.what, self.total, self.unit = what, total, unit
-        self.done, self.note = 0, ""
+        self.done, self.before, self.note = done, done, ""
         self.start = self.last = time.monotonic()
 
     def advance(self, by: int = 1, note: str | None = None) -> None:
@@ -31,7 +31,8 @@ class Plain:
         now = time.monotonic()
         if now - self.last >= SECONDS_BETWEEN_LINES:
             self.last = now
-            left = f", {(now - self.start) / self.done * (self.total - self.done):.0f} s left" if self.done else ""
+            new = self.done - self.before
+            left = f", {(now - self.start) / new * (self.total - self.done):.0f} s left" if new else ""
             say(f"{self.what}: {self.done:,} / {self.total:,} {self.unit}{left}{self.note and ', ' + self.note}")
 
     def close(self) -> None:
@@ -53,11 +54,11 @@ class Bar:
 
 
 @contextmanager
-def progress(what: str, total: int, unit: str = "steps") -> Iterator[Plain | Bar]:
-    """Shows how `total` units of work go on: call `advance` on what this yields."""
+def progress(what: str, total: int, unit: str = "steps", done: int = 0) -> Iterator[Plain | Bar]:
+    """Shows how `total` units of work go on, `done` of them before: call `advance` on what this yields."""
     console = Console(stderr=True)
     if not console.is_terminal:
-        plain = Plain(what, total, unit)
+        plain = Plain(what, total, unit, done)
         yield plain
         plain.close()
         return
@@ -70,4 +71,4 @@ def progress(what: str, total: int, unit: str = "steps") -> Iterator[Plain | Bar
         TextColumn("{task.fields[note]}"),
     )
     with Progress(*columns, console=console) as bars:
-        yield Bar(bars, bars.add_task(what, total=total, note=""))
+        yield Bar(bars, bars.add_task(what, total=total, completed=done, note=""))

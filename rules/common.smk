@@ -11,7 +11,7 @@ from pipeline.study.open import open_study
 
 configfiles = workflow.config_settings.configfiles or []
 graph = Graph(open_study(config, configfiles or ["config.yaml"]))
-environment.for_steps(workflow.basedir, configfiles, graph.tracking())
+environment.for_steps(workflow.basedir, graph.study.file.data_dir, configfiles, graph.tracking())
 
 
 wildcard_constraints:

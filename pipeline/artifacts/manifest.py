@@ -22,6 +22,8 @@ from pipeline.artifacts.run import run_facts
 
 FORMAT = 1
 MANIFEST = "manifest.json"
+RESUME = ".resume"
+"""Where a step keeps the state of an unfinished run, in the folder of its artifact; it removes it itself."""
 
 
 def sha256(path: Path) -> str:
@@ -193,7 +195,7 @@ class Draft:
 def _remove_all_but(folder: Path, files: set[Path], draft: Path) -> None:
     """Removes what an earlier, different artifact left in a folder."""
     for path in sorted(folder.rglob("*"), reverse=True):
-        if path == draft or draft in path.parents:
+        if path == draft or draft in path.parents or RESUME in path.parts:
             continue
         if path.is_dir() and not path.is_symlink():
             if not any(path.iterdir()):

@@ -4,8 +4,8 @@
 - where a long document is cut depends on its bytes alone, never on how they were read, so neither do its tokens
 """
 
-from collections.abc import Iterable, Iterator
-from typing import NamedTuple
+from collections.abc import Callable, Iterable, Iterator
+from typing import Literal, NamedTuple
 
 import numpy as np
 
@@ -13,6 +13,10 @@ BLOCK = 2**21
 """Bytes of text that are read, encoded and written at a time: with a BPE, some 200 MiB of memory at most."""
 PIECE = 2**16
 """Bytes of a document that are encoded at once."""
+Takes = Literal["text", "bytes", "bytes below 255"]
+"""What an encoder can take: UTF-8 text, any bytes, or any but 255, with which documents of bytes end."""
+Apart = Callable[[bytes, bytes], bool]
+"""Whether two neighbouring pieces of a document may be encoded each on its own."""
 
 
 class Block(NamedTuple):
@@ -60,6 +64,30 @@ def gathered(documents: Iterable[bytes], size: int) -> Iterator[Block]:
             held, weight = [], 0
     if held:
         yield whole(held)
+
+
+def joined(found: Iterable[Block], apart: Apart) -> Iterator[Block]:
+    """The same documents, in which neighbouring pieces that are not `apart` are one piece, however long it gets."""
+    held: list[bytes] = []
+    begins = True
+    for block in found:
+        if not held and block.starts.all() and block.ends.all():
+            yield block
+            continue
+        pieces: list[tuple[bytes, bool, bool]] = []
+        for piece, start, end in zip(block.pieces, block.starts.tolist(), block.ends.tolist(), strict=True):
+            if held and apart(held[-1], piece):
+                pieces.append((b"".join(held), begins, False))
+                held = []
+            if not held:
+                begins = start
+            held.append(piece)
+            if end:
+                pieces.append((b"".join(held), begins, True))
+                held = []
+        if pieces:
+            texts, starts, ends = zip(*pieces, strict=True)
+            yield Block(list(texts), np.array(starts), np.array(ends))
 
 
 def cut_up(text: bytes) -> Iterator[bytes]:

@@ -74,8 +74,22 @@ class Hub:
     def _tables(self) -> Iterator[Any]:
         import datasets
 
-        rows = datasets.load_dataset(self.name, self.subset, split=self.split, streaming=True, revision=self.revision)
-        yield from rows.with_format("arrow").iter(batch_size=_ROWS)
+        builder = datasets.load_dataset_builder(self.name, self.subset, revision=self.revision)
+        files, wanted = builder.config.data_files or {}, self.split.split("+")
+        if builder.name == "parquet" and all(split in files for split in wanted):
+            for file in (file for split in wanted for file in files[split]):
+                yield from self._of_parquet(file)
+        else:
+            yield from builder.as_streaming_dataset(split=self.split).with_format("arrow").iter(batch_size=_ROWS)
+
+    def _of_parquet(self, file: str) -> Iterator[Any]:
+        """Its rows, some at a time: the reader of `datasets` would hold whole row groups, which may be a file of gigabytes."""
+        import pyarrow.parquet as pq
+        from datasets.utils.file_utils import xopen
+
+        with xopen(file, "rb") as handle, pq.ParquetFile(handle, **readers.SPARING) as content:
+            names = content.schema_arrow.names
+            yield from content.iter_batches(_ROWS, columns=[self.column] if self.column in names else names)
 
     def _fault(self, error: Exception) -> UserError:
         told = " ".join(str(error).split())[:300] or type(error).__name__

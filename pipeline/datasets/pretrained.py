@@ -38,13 +38,14 @@ def _fetched(name: str, revision: str | None) -> Path:
 
 
 def _from_folder(folder: Path, name: str) -> Subwords:
-    definition, end = _definition(folder, name)
     try:
+        definition, end = _definition(folder, name)
         return Subwords(definition, end, name)
     except UserError:
         raise
     except Exception as error:  # the only class that the tokenizers library raises
-        raise UserError(f"{name}: {FILE} is no tokenizer: {' '.join(str(error).split())[:300]}") from None
+        told = " ".join(str(error).split())[:300]
+        raise UserError(f"{name}: {FILE} is no tokenizer: {told or type(error).__name__}") from None
 
 
 def _definition(folder: Path, name: str) -> tuple[dict[str, Any], str | None]:
@@ -55,13 +56,24 @@ def _definition(folder: Path, name: str) -> tuple[dict[str, Any], str | None]:
     if not isinstance(definition, dict) or not isinstance(definition.get("model"), dict):
         raise UserError(f"{folder / FILE}: is no tokenizer of the tokenizers library")
     for file in ("tokenizer_config.json", "special_tokens_map.json"):
-        found = _json(folder / file).get("eos_token") if (folder / file).is_file() else None
-        if found is not None:
-            return definition, found["content"] if isinstance(found, dict) else found
+        if (folder / file).is_file() and (found := _end(folder / file)) is not None:
+            return definition, found
     vocab = definition["model"].get("vocab", ())
     added = {token["content"] for token in definition.get("added_tokens", ())}
     known = added | (vocab.keys() if isinstance(vocab, dict) else {token for token, _ in vocab})
     return definition, next((end for end in _ENDS if end in known), None)
+
+
+def _end(file: Path) -> str | None:
+    """The end-of-text token that a file beside the tokenizer names: `eos_token`, a text or a mapping with its `content`."""
+    content = _json(file)
+    if not isinstance(content, dict):
+        raise UserError(f"{file}: a JSON object is expected")
+    found = content.get("eos_token")
+    found = found.get("content", found) if isinstance(found, dict) else found
+    if not isinstance(found, str | None):
+        raise UserError(f"{file}: eos_token: a text is expected, or a mapping with a text as its content")
+    return found
 
 
 def _converted(folder: Path, name: str) -> tuple[dict[str, Any], str | None]:
@@ -81,3 +93,5 @@ def _json(file: Path) -> Any:
         return json.loads(file.read_text(encoding="utf-8"))
     except ValueError as error:
         raise UserError(f"{file}: not readable as JSON ({error})") from None
+    except OSError as error:
+        raise UserError(f"{file}: {error.strerror}") from None

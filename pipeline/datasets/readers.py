@@ -3,6 +3,7 @@
 import codecs
 import json
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -11,41 +12,62 @@ import pyarrow.parquet as pq
 
 from pipeline.artifacts.errors import UserError
 from pipeline.datasets import blocks, lines
-from pipeline.datasets.blocks import Block
+from pipeline.datasets.blocks import Block, Takes
 
 Advance = Callable[[int], None]
 """Is told how many bytes more of a file are done."""
 _ROWS = 128
+SPARING: dict[str, Any] = {"pre_buffer": False, "buffer_size": 2**20}
+"""How a ParquetFile reads without holding whole row groups."""
 
 
-def read(file: Path, separator: str | None, column: str, text: bool, advance: Advance) -> Iterator[Block]:
-    """The documents of a file. `text`: they have to be UTF-8, whatever the file's form. Raises UserError."""
-    try:
+def read(file: Path, separator: str | None, column: str, takes: Takes, advance: Advance) -> Iterator[Block]:
+    """The documents of a file, which have to be what the encoder `takes`. Raises UserError.
+
+    Those of .jsonl and .parquet are UTF-8 always. Of a .txt, a byte order mark at its beginning is no part of the text.
+    """
+    with told(file):
         if file.suffix == ".jsonl":
             yield from _jsonl(file, column, advance)
         elif file.suffix == ".parquet":
             yield from _parquet(file, column, advance)
         else:
-            yield from lines.documents(chunks(file, 0, file.stat().st_size, text, advance), separator)
+            yield from lines.documents(chunks(file, beginning(file), file.stat().st_size, takes, advance), separator)
+
+
+@contextmanager
+def told(file: Path) -> Iterator[None]:
+    """What the system says of `file` becomes a UserError: one line that names it."""
+    try:
+        yield
     except FileNotFoundError:
         raise UserError(f"{file}: no such file") from None
     except OSError as error:
         raise UserError(f"{file}: {error.strerror or ' '.join(str(error).split())}") from None
 
 
-def chunks(file: Path, start: int, stop: int, text: bool, advance: Advance) -> Iterator[bytes]:
-    """The bytes of a file from `start` to `stop`. Where they have to be `text`, what is no UTF-8 is named by its line."""
+def beginning(file: Path) -> int:
+    """Where the text of a .txt begins: behind the byte order mark (UTF-8's EF BB BF) that some editors put there."""
+    with file.open("rb") as handle:
+        return len(codecs.BOM_UTF8) if handle.read(len(codecs.BOM_UTF8)) == codecs.BOM_UTF8 else 0
+
+
+def chunks(file: Path, start: int, stop: int, takes: Takes, advance: Advance) -> Iterator[bytes]:
+    """The bytes of a file from `start` to `stop`. Raises UserError, which names the line of what the encoder does not take."""
     decoder = codecs.getincrementaldecoder("utf-8")()
     with file.open("rb", buffering=0) as handle:
         handle.seek(start)
         at = start
         while at < stop and (chunk := handle.read(min(blocks.BLOCK, stop - at))):
-            if text:
+            if takes == "text":
                 try:
                     decoder.decode(chunk, at + len(chunk) == stop)
                 except UnicodeDecodeError as error:
                     bad = at + len(chunk) - len(error.object) + error.start
                     raise UserError(f"{file}:{_line(file, bad)}: byte {error.object[error.start]:#04x} is no UTF-8 text") from None
+            elif takes == "bytes below 255" and (found := chunk.find(0xFF)) >= 0:
+                ends = "with which documents of bytes end; UTF-8 text never holds it"
+                raise UserError(f"{file}:{_line(file, at + found)}: byte 0xff, {ends}")
             at += len(chunk)
             yield chunk
             advance(len(chunk))
@@ -53,7 +75,7 @@ def chunks(file: Path, start: int, stop: int, text: bool, advance: Advance) -> I
 
 def _line(file: Path, at: int) -> int:
     """Number of the line that the byte at `at` is in."""
-    return 1 + sum(chunk.count(b"\n") for chunk in chunks(file, 0, at, False, lambda _: None))
+    return 1 + sum(chunk.count(b"\n") for chunk in chunks(file, 0, at, "bytes", lambda _: None))
 
 
 def _jsonl(file: Path, column: str, advance: Advance) -> Iterator[Block]:
@@ -90,7 +112,7 @@ _NOUNS: dict[type, str] = {
 
 def _parquet(file: Path, column: str, advance: Advance) -> Iterator[Block]:
     try:
-        with pq.ParquetFile(file, pre_buffer=False, buffer_size=2**20) as content:
+        with pq.ParquetFile(file, **SPARING) as content:
             if column not in content.schema_arrow.names:
                 raise UserError(f"{file}: has no column '{column}' (columns: {', '.join(content.schema_arrow.names)})")
             rows, size, done = content.metadata.num_rows, file.stat().st_size, 0

@@ -22,11 +22,11 @@ def write(spec: Spec, draft: Draft) -> None:
         encoder, sources = pretrained.load(spec.tokenizer)
     else:
         assert spec.tokenizer.vocabulary is not None
-        train = source.parts("reading for the BPE", text=True, only="train")
+        train = source.parts("reading for the BPE", "text", only="train")
         encoder = tokenizer.trained((piece.decode() for _, block in train for piece in block.pieces), spec.tokenizer.vocabulary)
         say(f"trained a BPE of {encoder.vocabulary:,} tokens")
     files = {split: token_files.SplitFile(draft, split, encoder.vocabulary) for split in spec.splits()}
-    for split, block in source.parts("tokenising", text=encoder.text):
+    for split, block in source.parts("tokenising", encoder.takes, encoder.apart):
         ids, lengths = encoder.encode(block)
         files[split].add(ids, lengths, block.ends)
     for file in files.values():

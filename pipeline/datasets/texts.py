@@ -9,7 +9,7 @@ from pipeline.artifacts.errors import UserError
 from pipeline.artifacts.manifest import sha256
 from pipeline.console import progress, say
 from pipeline.datasets import blocks, corpora, download, lines, readers, splits
-from pipeline.datasets.blocks import Block
+from pipeline.datasets.blocks import Apart, Block, Takes
 from pipeline.datasets.hub import Hub
 from pipeline.study.corpora import CORPORA
 from pipeline.study.dataset import SPLITS
@@ -27,25 +27,26 @@ class Documents:
     def __init__(self, spec: Spec, name: str) -> None:
         self.spec, self.name = spec, name
 
-    def blocks(self, what: str, text: bool) -> Iterator[Block]:
-        """All documents. `what` is done with them, for the progress that is shown; `text`: they have to be UTF-8."""
+    def blocks(self, what: str, takes: Takes) -> Iterator[Block]:
+        """All documents. `what` is done with them, for the progress that is shown, by an encoder that `takes` such bytes."""
         raise NotImplementedError
 
     def hashes(self) -> dict[str, str]:
         """What was read, and its sha256 or revision."""
         raise NotImplementedError
 
-    def parts(self, what: str, text: bool, only: str | None = None) -> Parts:
-        """The documents by split; `only`: those of one."""
+    def parts(self, what: str, takes: Takes, apart: Apart | None = None, only: str | None = None) -> Parts:
+        """The documents by split; `only`: those of one. Pieces of long ones that are not `apart` come as one."""
         spec, done = self.spec, 0
-        for block in self.blocks(what, text):
+        found = self.blocks(what, takes)
+        for block in blocks.joined(found, apart) if apart else found:
             numbers = done + np.cumsum(block.ends) - block.ends
             if spec.documents is not None and len(numbers) and numbers[-1] >= spec.documents:
                 block = block.select(numbers < spec.documents)
                 numbers = numbers[numbers < spec.documents]
-            found = splits.of_documents(numbers, spec.seed, spec.validation, spec.test)
+            splits_of = splits.of_documents(numbers, spec.seed, spec.validation, spec.test)
             for at, split in enumerate(SPLITS):
-                if only in (None, split) and (some := block.select(found == at)).pieces:
+                if only in (None, split) and (some := block.select(splits_of == at)).pieces:
                     yield split, some
             done += int(block.ends.sum())
             if done == spec.documents:
@@ -73,13 +74,17 @@ class Files(Documents):
             if not file.is_file():
                 raise UserError(f"{file}: no such file")
 
-    def blocks(self, what: str, text: bool) -> Iterator[Block]:
+    def blocks(self, what: str, takes: Takes) -> Iterator[Block]:
         with progress(what, sum(file.stat().st_size for file in self.files.values()), "bytes") as bar:
             for file in self.files.values():
-                yield from readers.read(file, self.spec.between(), self.spec.column, text, bar.advance)
+                yield from readers.read(file, self.spec.between(), self.spec.column, takes, bar.advance)
 
     def hashes(self) -> dict[str, str]:
-        return {name: sha256(file) for name, file in self.files.items()}
+        found = {}
+        for name, file in self.files.items():
+            with readers.told(file):
+                found[name] = sha256(file)
+        return found
 
 
 class FromHub(Documents):
@@ -89,7 +94,7 @@ class FromHub(Documents):
         self.hub = Hub(spec)
         super().__init__(spec, self.hub.name)
 
-    def blocks(self, what: str, text: bool) -> Iterator[Block]:
+    def blocks(self, what: str, takes: Takes) -> Iterator[Block]:
         say(f"{what}: {self.name}")
         return self.hub.blocks()
 
@@ -102,19 +107,23 @@ class Stream(Files):
 
     stream = True
 
-    def parts(self, what: str, text: bool, only: str | None = None) -> Parts:
+    def parts(self, what: str, takes: Takes, apart: Apart | None = None, only: str | None = None) -> Parts:
         ((_, file),) = self.files.items()
-        ranges = {split: one for split, one in self._ranges(file, text).items() if only in (None, split)}
-        with progress(what, sum(stop - start for start, stop in ranges.values()), "bytes") as bar:
-            for split, (start, stop) in ranges.items():
-                for block in lines.documents(readers.chunks(file, start, stop, text, bar.advance), None):
-                    yield split, block
+        with readers.told(file):
+            ranges = {split: one for split, one in self._ranges(file, takes).items() if only in (None, split)}
+            with progress(what, sum(stop - start for start, stop in ranges.values()), "bytes") as bar:
+                for split, (start, stop) in ranges.items():
+                    found = lines.documents(readers.chunks(file, start, stop, takes, bar.advance), None)
+                    for block in blocks.joined(found, apart) if apart else found:
+                        yield split, block
 
-    def _ranges(self, file: Path, text: bool) -> dict[str, tuple[int, int]]:
+    def _ranges(self, file: Path, takes: Takes) -> dict[str, tuple[int, int]]:
         """Where each split begins and ends, in bytes. Where tokens are more than bytes no word is cut in two."""
-        size = file.stat().st_size
-        cuts = [_word_start(file, at) if text else at for at in splits.of_stream(size, self.spec.validation, self.spec.test)]
-        bounds = dict(zip(SPLITS, zip([0, *cuts], [*cuts, size], strict=True), strict=True))
+        start, size = readers.beginning(file), file.stat().st_size
+        cuts = [start + at for at in splits.of_stream(size - start, self.spec.validation, self.spec.test)]
+        if takes == "text":  # at either end of the file there is no word to be cut: nothing may be moved away from there
+            cuts = [_word_start(file, at) if start < at < size else at for at in cuts]
+        bounds = dict(zip(SPLITS, zip([start, *cuts], [*cuts, size], strict=True), strict=True))
         for split in self.spec.splits():
             if bounds[split][0] >= bounds[split][1]:
                 shares = ", ".join(f"{getattr(self.spec, one):g} for {one}" for one in self.spec.splits()[1:])
@@ -147,8 +156,9 @@ def _files(spec: Spec) -> dict[str, Path]:
 def _is_stream(spec: Spec, file: Path) -> bool:
     if (separator := spec.between()) is None:
         return True
-    if not file.is_file() or lines.occurs(separator, file):
-        return False
+    with readers.told(file):
+        if not file.is_file() or lines.occurs(separator, file):
+            return False
     say(f"{file}: {separator!r} does not occur in it, so it is one stream")
     return True
 

@@ -6,7 +6,10 @@
   shown), `special`
 """
 
-from collections.abc import Mapping, Sequence
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -14,33 +17,61 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from pipeline.artifacts.errors import UserError
 from pipeline.artifacts.manifest import Draft
 
 
+@contextmanager
+def writing(path: Path) -> Iterator[Path]:
+    """A file to write. What the system says of it (a full disk, a quota) becomes a UserError that names it."""
+    try:
+        yield path
+    except OSError as error:
+        raise UserError(f"{path.name}: could not be written in {path.parent}: {error.strerror or error}") from None
+
+
 class Growing:
-    """A one-dimensional .npy file of a length that is not known before: the same bytes that np.save writes."""
+    """A one-dimensional .npy file of a length that is not known before: the same bytes that np.save writes.
+
+    Raises UserError when not all of it could be written.
+    """
 
     def __init__(self, path: Path, dtype: np.dtype) -> None:
-        self.file = path.open("wb", buffering=0)
+        self.path = path
         self.dtype = dtype
         self.length = 0
-        self._header()
+        with writing(path):
+            self.file = path.open("wb", buffering=0)
+            self.header = self._header()
 
-    def _header(self) -> None:
-        """numpy leaves room in the header for the length to grow, so it keeps its size."""
-        header = {"descr": np.lib.format.dtype_to_descr(self.dtype), "fortran_order": False, "shape": (self.length,)}
-        np.lib.format.write_array_header_1_0(self.file, header)
+    def _header(self) -> int:
+        """Writes the header and returns its bytes. numpy leaves room in it for the length to grow, so it keeps its size."""
+        header = BytesIO()
+        shape = {"descr": np.lib.format.dtype_to_descr(self.dtype), "fortran_order": False, "shape": (self.length,)}
+        np.lib.format.write_array_header_1_0(header, shape)
+        self._write(header.getbuffer())
+        return header.tell()
+
+    def _write(self, content: memoryview) -> None:
+        """All of it: a disk that gets full takes a part, and says so only of the next write."""
+        while content:
+            content = content[self.file.write(content) :]
 
     def add(self, values: np.ndarray) -> None:
         """Appends values (n,)."""
-        self.file.write(np.ascontiguousarray(values, dtype=self.dtype).data)
+        with writing(self.path):
+            self._write(np.ascontiguousarray(values, dtype=self.dtype).view(np.uint8).data)
         self.length += len(values)
 
     def close(self) -> None:
         """Writes the length into the header."""
-        self.file.seek(0)
-        self._header()
-        self.file.close()
+        with writing(self.path):
+            self.file.seek(0)
+            self._header()
+            size = os.fstat(self.file.fileno()).st_size
+            self.file.close()
+        if size != (expected := self.header + self.length * self.dtype.itemsize):
+            raise UserError(f"{self.path.name}: holds {size:,} bytes in {self.path.parent}, and {expected:,} were written")
 
 
 class SplitFile:
@@ -74,7 +105,8 @@ def write_vocabulary(draft: Draft, pieces: Sequence[bytes], names: Mapping[int, 
         "text": pa.array(texts, pa.string()),
         "special": [i in names for i in range(len(pieces))],
     }
-    pq.write_table(pa.table(columns), draft.path("vocabulary.parquet"))
+    with writing(draft.path("vocabulary.parquet")) as file:
+        pq.write_table(pa.table(columns), file)
 
 
 def facts(files: Mapping[str, SplitFile], vocabulary: int, tokenizer: str, special: Sequence[int]) -> dict[str, Any]:

@@ -3,11 +3,12 @@
 How a document ends: as the tokenizer itself does it where it puts special tokens around a text (Llama: <s> in front; BERT:
 [CLS] and [SEP]); otherwise its end-of-text token follows each document. Documents of bytes are followed by byte 255, which
 UTF-8 never uses, so that a token stays one byte; a single stream of bytes has nothing added.
+
+The name of a special token in a document, such as <|endoftext|>, is ordinary text: what a text says ends no document.
 """
 
 import json
 from collections.abc import Iterable
-from copy import deepcopy
 from itertools import chain
 from typing import Any, Protocol
 
@@ -16,8 +17,9 @@ import tokenizers
 
 from pipeline.artifacts.errors import UserError
 from pipeline.artifacts.manifest import Draft
-from pipeline.datasets import token_files, vocabulary
-from pipeline.datasets.blocks import Block
+from pipeline.console import say
+from pipeline.datasets import token_files, vocabulary, within
+from pipeline.datasets.blocks import Apart, Block, Takes
 from pipeline.study.corpora import END_OF_TEXT
 
 FILE = "tokenizer.json"
@@ -26,8 +28,9 @@ FILE = "tokenizer.json"
 class Encoder(Protocol):
     """What turns blocks into ids."""
 
-    text: bool
-    """Whether it takes UTF-8 only."""
+    takes: Takes
+    apart: Apart | None
+    """Which neighbouring pieces of a document it encodes each on its own; None: all."""
     file: str
     """"bytes", or the name of its file."""
     vocabulary: int
@@ -43,22 +46,19 @@ class Encoder(Protocol):
 class Bytes:
     """One token per byte; `ends`: and one, 255, after each document."""
 
-    text = False
+    apart: Apart | None = None
     file = "bytes"
     vocabulary = 256
     END = b"\xff"
 
     def __init__(self, ends: bool) -> None:
+        self.takes: Takes = "bytes below 255" if ends else "bytes"
         self.special = [255] if ends else []
 
     def encode(self, block: Block) -> tuple[np.ndarray, np.ndarray]:
         lengths = np.fromiter(map(len, block.pieces), np.int64, len(block.pieces))
         if not self.special:
             return np.frombuffer(b"".join(block.pieces), np.uint8), lengths
-        for piece in block.pieces:
-            if self.END in piece:
-                shown = piece[max(0, piece.find(self.END) - 20) :][:40]
-                raise UserError(f"a document holds byte 255 (near {shown!r}), which marks the end of documents in bytes; UTF-8 never uses it")
         lengths += block.ends
         if block.ends.all():
             return np.frombuffer(self.END.join([*block.pieces, b""]), np.uint8), lengths
@@ -71,9 +71,14 @@ class Bytes:
 
 
 class Subwords:
-    """A tokenizer of the `tokenizers` library, by its JSON definition."""
+    """A tokenizer of the `tokenizers` library, by its JSON definition.
 
-    text = True
+    Long documents come in pieces, which are encoded apart where the tokenizer allows it (within.py). Where it does not, as
+    inside a word for BERT and XLM-R, the text up to the next good place is encoded whole; a few tokenizers allow no cut at
+    all, and then memory grows with the longest document.
+    """
+
+    takes: Takes = "text"
     file = FILE
 
     def __init__(self, definition: dict[str, Any], end: str | None, name: str) -> None:
@@ -83,15 +88,20 @@ class Subwords:
         self.name = name
         self.tokenizer = tokenizers.Tokenizer.from_str(json.dumps(definition))
         self.before, self.after = self._around(end)
-        self.within = self.tokenizer
-        """For what is inside a long document: it puts no space in front."""
-        definition = json.loads(self.tokenizer.to_str())
-        if (bare := _without_prefix(definition)) != definition:
-            self.within = tokenizers.Tokenizer.from_str(json.dumps(bare))
         known = self.tokenizer.get_vocab(with_added_tokens=True)
         self.vocabulary = max(known.values()) + 1
-        added = self.tokenizer.get_added_tokens_decoder()
-        self.special = sorted({i for i, token in added.items() if token.special} | {*self.before, *self.after})
+        added = {i: token.content for i, token in self.tokenizer.get_added_tokens_decoder().items() if token.special}
+        self.special = sorted({*added, *self.before, *self.after})
+        self.first = within.ordinary(self.tokenizer, list(added.values()))
+        """What encodes documents, and the first pieces of long ones."""
+        definition = json.loads(self.first.to_str())
+        bare = within.without_prefix(definition)
+        self.later = within.Within(
+            self.first, within.ordinary(tokenizers.Tokenizer.from_str(json.dumps(bare)), []) if bare != definition else None
+        )
+        self.apart: Apart | None = None if self.later.always else self.later.apart
+        if self.later.at_words is None:
+            say(f"{name}: it cannot encode a document in pieces, so memory grows with the longest document")
 
     def _around(self, end: str | None) -> tuple[list[int], list[int]]:
         """What the tokenizer itself puts before and after a text, or nothing and the end-of-text token."""
@@ -111,13 +121,16 @@ class Subwords:
 
     def encode(self, block: Block) -> tuple[np.ndarray, np.ndarray]:
         texts = [piece.decode() for piece in block.pieces]
-        if self.within is self.tokenizer or block.starts.all():
-            lists = self._ids(self.tokenizer, texts)
+        if block.starts.all():
+            lists = self._ids(self.first, texts)
         else:
-            starts = block.starts.tolist()
-            first = iter(self._ids(self.tokenizer, [text for text, start in zip(texts, starts, strict=True) if start]))
-            later = iter(self._ids(self.within, [text for text, start in zip(texts, starts, strict=True) if not start]))
-            lists = [next(first if start else later) for start in starts]
+            chosen = [self.first if start else self.later.of(piece) for piece, start in zip(block.pieces, block.starts, strict=True)]
+            encoders = {id(one): one for one in chosen}
+            found = {
+                key: iter(self._ids(encoder, [text for text, one in zip(texts, chosen, strict=True) if one is encoder]))
+                for key, encoder in encoders.items()
+            }
+            lists = [next(found[id(one)]) for one in chosen]
         lists = [
             (self.before if start else []) + ids + (self.after if end else [])
             for ids, start, end in zip(lists, block.starts.tolist(), block.ends.tolist(), strict=True)
@@ -131,7 +144,8 @@ class Subwords:
         return [found.ids for found in tokenizer.encode_batch_fast(texts, add_special_tokens=False)]
 
     def write(self, draft: Draft) -> None:
-        self.tokenizer.save(str(draft.path(FILE)))
+        with token_files.writing(draft.path(FILE)) as file:
+            file.write_text(self.tokenizer.to_str(pretty=True), encoding="utf-8")
         definition = json.loads(self.tokenizer.to_str())
         pieces, names = vocabulary.table(definition, self.vocabulary, self.special, self.name)
         token_files.write_vocabulary(draft, pieces, names)
@@ -150,21 +164,3 @@ def trained(texts: Iterable[str], size: int) -> Subwords:
     )
     model.train_from_iterator(texts, trainer)
     return Subwords(json.loads(model.to_str()), END_OF_TEXT, "bpe")
-
-
-def _without_prefix(definition: dict[str, Any]) -> dict[str, Any]:
-    """The same tokenizer without the space that some put in front of a text."""
-    bare = deepcopy({key: value for key, value in definition.items() if key != "model"})
-    normalizers, pre = (_parts(bare, key) for key in ("normalizer", "pre_tokenizer"))
-    for part in pre:
-        if part["type"] == "Metaspace":
-            part["prepend_scheme"] = "never"
-        elif part["type"] == "ByteLevel":
-            part["add_prefix_space"] = False
-    if any(part["type"] == "Prepend" for part in normalizers):
-        bare["normalizer"] = {"type": "Sequence", "normalizers": [part for part in normalizers if part["type"] != "Prepend"]}
-    return {**bare, "model": definition["model"]}
-
-
-def _parts(definition: dict[str, Any], key: str) -> list[dict[str, Any]]:
-    return vocabulary.parts(definition.get(key))

@@ -39,10 +39,21 @@ def decode(dataset: Artifact, ids: np.ndarray | Sequence[int]) -> str:
 
 
 def encode(dataset: Artifact, text: str) -> list[int]:
-    """The tokens of a text, none put before or after it."""
+    """The tokens of a text, none put before or after it. Names of special tokens in it are these tokens, so that a prompt can
+    hold them; in the documents of a dataset they are text."""
     if dataset.facts["tokenizer"] == "bytes":
         return list(text.encode())
     return _tokenizer(dataset.file(dataset.facts["tokenizer"]), dataset.hash).encode(text, add_special_tokens=False).ids
+
+
+def beginning(dataset: Artifact) -> int:
+    """The token before the text of a document: what stands in front of each where the tokenizer puts something there, or else
+    what ends the one before it; a line break where documents have neither."""
+    ids, at = read(dataset, "train"), offsets(dataset, "train")
+    for found in (int(ids[at[0]]), int(ids[at[1] - 1])):
+        if found in dataset.facts["special"]:
+            return found
+    return encode(dataset, "\n")[0]
 
 
 @lru_cache(maxsize=8)

@@ -60,6 +60,8 @@ class TokenExamples:
 
     def __init__(self, dataset: Artifact, split: str, length: int) -> None:
         self.ids = tokens.read(dataset, split)
+        if len(self.ids) < 2:
+            raise UserError(f"the {split} split has {len(self.ids)} tokens, and no next one to predict; give it a larger share")
         self.length = length
         self.special = torch.tensor(dataset.facts.get("special", []), dtype=torch.int64)
         """Ids that are no text, such as the end of a document."""

@@ -14,7 +14,7 @@ from transformers import AutoConfig, PreTrainedModel
 from transformers.initialization import no_init_weights
 
 from pipeline.artifacts.errors import UserError
-from pipeline.models import hub_fetch
+from pipeline.models import foreign, hub_fetch
 from pipeline.models.hooks import Tap, untouched
 from pipeline.models.hub_hooks import attached, places
 from pipeline.models.language import LanguageModel, Session
@@ -28,6 +28,8 @@ def fetch(spec: Spec, facts: dict) -> tuple["Model", dict]:
     facts = {**facts, "source": found.source}
     model = Model(spec, facts, found.network)
     model.eval().requires_grad_(False)
+    if not model.scored or found.network.config.model_type not in hub_families.FAMILIES:
+        _try(model)
     return model, facts
 
 
@@ -79,8 +81,10 @@ class Model(LanguageModel):
 
     def session(self) -> Session:
         """A text to be fed piece by piece: keys and values are kept while it fits the context, and after that the last
-        `context` tokens are read anew each time."""
+        `context` tokens are read anew each time. All is where angles of positions depend on the length of the text."""
         self._causal("text to go on with")
+        if hub_families.scales_with_length(self.network.config.to_dict()):
+            return super().session()
         seen, kept = torch.empty(0, dtype=torch.int64), None
 
         def feed(ids: Tensor) -> Tensor:
@@ -98,6 +102,16 @@ class Model(LanguageModel):
     def _causal(self, what: str) -> None:
         if not self.scored:
             raise UserError(f"the model '{self.name}' is an encoder, which predicts no next token, so it has no {what}")
+
+
+def _try(model: Model) -> None:
+    """Raises UserError where a sequence of `context` tokens does not go through the model: what its configuration calls the longest
+    may count more than tokens, such as positions that padding has. Not asked of causal families in the table, whose numbers are of
+    tokens: the models may be large."""
+    padding = model.network.config.to_dict().get("pad_token_id")
+    ids = torch.full((1, model.context), int(padding == 0))  # of a token that is not padding, which may have no position
+    with foreign.reading(f"context: {model.context}: the model '{model.name}' cannot read a text of so many tokens"), torch.no_grad():
+        model(ids)
 
 
 def _empty(spec: Spec, config: dict) -> PreTrainedModel:

@@ -2,29 +2,25 @@
 
 import json
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from inspect import signature
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any
 
 import torch
 import transformers
 from huggingface_hub import snapshot_download
-from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, StrictDataclassError
-from safetensors import SafetensorError
+from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 from transformers import MODEL_MAPPING, AutoConfig, AutoModel, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
 from pipeline.artifacts.errors import UserError
 from pipeline.artifacts.manifest import sha256
+from pipeline.models import foreign
 from pipeline.study import hub_families, hub_files, places
 from pipeline.study.models.hub import Hub
 
 _SAFE = ["config.json", "model.safetensors", "model.safetensors.index.json", "model-*.safetensors"]
-_UNUSABLE = (
-    OSError, ValueError, KeyError, TypeError, ImportError, RuntimeError, SafetensorError, StrictDataclassError, UnpicklingError,
-)  # fmt: skip
 _PICKLED = ["config.json", "pytorch_model.bin", "pytorch_model.bin.index.json", "pytorch_model-*.bin"]
 
 
@@ -66,6 +62,8 @@ def fetch(spec: Hub) -> Fetched:
         if names:
             shown = ", ".join(sorted(map(str, names))[:3])
             raise UserError(f"model '{spec.name}': its weights {what} {shown}{f' and {len(names) - 3} more' if len(names) > 3 else ''}")
+    foreign.require_dense(network.named_parameters(), f"model '{spec.name}'")
+    foreign.require_finite(network.named_parameters(), f"model '{spec.name}'")
     source = {"config": settings(config), "commit": commit, "files": {file.name: sha256(file) for file in files}}
     return Fetched(network, source)
 
@@ -105,22 +103,13 @@ def _snapshot(spec: Hub) -> tuple[Path, str]:
     except LocalEntryNotFoundError:
         raise UserError(f"model '{spec.name}': there is no such folder, it was never fetched, and the hub cannot be reached") from None
     except (HfHubHTTPError, ValueError, OSError) as error:
-        raise UserError(f"model '{spec.name}': the hub does not give it ({one_line(error)})") from None
+        raise UserError(f"model '{spec.name}': the hub does not give it ({foreign.reason(error)})") from None
     return folder, folder.name
 
 
-def one_line(error: Exception) -> str:
-    """What an error says, on one line that is not long."""
-    return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
-
-
-@contextmanager
-def readable(name: str) -> Iterator[None]:
+def readable(name: str) -> AbstractContextManager[None]:
     """Turns what transformers raises for files it cannot use into one line."""
-    try:
-        yield
-    except _UNUSABLE as error:
-        raise UserError(f"model '{name}': transformers {transformers.__version__} cannot load it ({one_line(error)})") from None
+    return foreign.reading(f"model '{name}': transformers {transformers.__version__} cannot load it")
 
 
 @contextmanager

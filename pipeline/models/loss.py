@@ -15,10 +15,12 @@ Forward = Callable[[Tensor, Tap], Tensor]
 
 
 class Loss:
-    """Loss and terms of batches; `objectives` are those of pipeline.objectives, `special` the ids that are no text."""
+    """Loss and terms of batches; `objectives` are those of pipeline.objectives, `special` the ids that are no text, `seed` that of
+    the tokens drawn. Those have a generator of their own: an objective that only watches leaves dropout as it was."""
 
-    def __init__(self, model: Network, objectives: Sequence, special: Tensor) -> None:
+    def __init__(self, model: Network, objectives: Sequence, special: Tensor, seed: int = 0) -> None:
         self.model, self.objectives, self.special = model, objectives, special
+        self.generator = torch.Generator().manual_seed(seed)
         self.read = {hook for one in objectives if one.reads for hook in one.hooks}
         kinds = [type(one).__module__.rsplit(".", 1)[1] for one in objectives]
         twice = {kind for kind in kinds if kinds.count(kind) > 1}
@@ -54,4 +56,4 @@ class Loss:
         rows = torch.isin(inputs.flatten(), self.special.to(inputs.device), invert=True).nonzero().squeeze(1)
         if len(rows) <= min(one.tokens for one in self.objectives):
             return rows
-        return rows[torch.randperm(len(rows)).to(rows.device)]
+        return rows[torch.randperm(len(rows), generator=self.generator).to(rows.device)]

@@ -17,11 +17,11 @@ def measure(model: Network, split: Examples, size: int, sequences: int | None = 
     """Mean loss over all positions of a split, or of so many `sequences` spread over it where it is text and has more; for tables
     also the share of predictions that round to the target. `size` sequences go through the model at a time."""
     model.eval()
-    device = next(model.parameters()).device
+    weight = next(model.parameters())
     total, right, count = 0.0, 0, 0
     for inputs, targets in _chosen(split, size, sequences):
-        targets = targets.to(device)
-        output = model(inputs.to(device))
+        targets = targets.to(weight.device)
+        output = model(inputs.to(weight if inputs.is_floating_point() else weight.device))
         total += model.losses(output, targets).double().sum().item()
         count += targets.numel()
         if isinstance(split, TableExamples):
@@ -125,7 +125,7 @@ def watched(settings: Language, splits: Mapping[str, Examples | None]) -> Units:
     """The units of a model on its pool: tokens of the validation split, or of the train split where there is none."""
     split = splits.get("validation") or splits["train"]
     assert isinstance(split, TokenExamples)
-    return Units(split, settings.layers, settings.measured, settings.pool, settings.training.batch)
+    return Units(split, settings.layers, settings.measured, settings.pool, settings.scoring_batch())
 
 
 def units(model: Network, settings: Language, splits: Mapping[str, Examples | None]) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pipeline.artifacts.errors import UserError
+from pipeline.models import foreign
 from pipeline.models.hooks import Tap
 from pipeline.models.language import LanguageModel
 from pipeline.models.nanochat_files import read
@@ -136,5 +137,6 @@ def fetch(spec: Spec, facts: dict) -> tuple[Model, dict]:
     ):
         if names:
             raise UserError(f"checkpoint '{spec.checkpoint}' {what} {', '.join(sorted(names))}")
+    foreign.require_finite(weights.items(), f"checkpoint '{spec.checkpoint}'")
     model.load_state_dict(weights, assign=True)
     return model.eval().requires_grad_(False), facts

@@ -44,7 +44,8 @@ class Progress:
     waited: int = 0
     """Measurements since the best."""
     positions: int = 0
-    """Positions trained on since the last measurement."""
+    """Positions trained on since the last measurement, and the seconds that took."""
+    seconds: float = 0.0
     plateau: list[float] = field(default_factory=list)
     ended: bool = False
 
@@ -60,23 +61,10 @@ class Result:
     best_step: int
 
 
-def train(
-    model: Network,
-    spec: Trained,
-    train_split: Examples,
-    validation: Examples | None,
-    objectives: Sequence = (),
-    snapshots: Snapshots | None = None,
-    group: Group = ALONE,
-    tracker: Tracker | None = None,
-) -> Result:
-    """Trains `model` in place as `spec` (a study's model spec) says. Raises UserError when the loss is not finite."""
-    run = Run(model, spec, train_split, validation, objectives, group)
-    if snapshots and (stored := snapshots.load()):
-        run.restore(*stored)
-    with progress("training", run.steps) if group.first else nullcontext() as bar:
-        if bar:
-            bar.advance(run.at.step)
+def train(run: "Run", snapshots: Snapshots | None = None, tracker: Tracker | None = None) -> Result:
+    """Takes a run to its end. Raises UserError when its loss is not finite."""
+    group = run.group
+    with progress("training", run.steps, done=run.at.step) if group.first else nullcontext() as bar:
         for inputs, targets in run.batches():
             row = run.step(inputs, targets)
             if bar:
@@ -95,7 +83,7 @@ def _note(row: dict[str, float]) -> str:
 
 
 class Run:
-    """A training run, step by step."""
+    """A training run, step by step: `model` is trained in place as `spec` (a study's model spec) says."""
 
     def __init__(
         self,
@@ -109,12 +97,13 @@ class Run:
         self.model, self.settings, self.seed, self.group = model, spec.training, spec.seed, group
         self.split, self.validation = train_split, validation
         self.steps, self.every = spec.length(len(train_split))
-        self.device = next(model.parameters()).device
+        self.size = spec.scoring_batch()
+        self.device, self.dtype = next(model.parameters()).device, next(model.parameters()).dtype
         torch.manual_seed(derive(spec.seed, "model", "dropout", *([group.rank] if group.rank else [])))
         self.optimizer = ScheduledAdamW(model, self.settings, self.steps)
         special = train_split.special if isinstance(train_split, TokenExamples) else torch.empty(0, dtype=torch.int64)
         self.objectives = objectives
-        self.loss = Loss(model, objectives, special)
+        self.loss = Loss(model, objectives, special, derive(spec.seed, "model", "objective", "tokens", group.rank))
         self.forward: Any = torch.compile(model) if self.settings.compile else model
         if group.size > 1:
             self.forward = DistributedDataParallel(self.forward)
@@ -129,16 +118,21 @@ class Run:
 
     def batches(self) -> Iterator[tuple[Tensor, Tensor]]:
         """Batches from where the run stands to its end; this process' part of each."""
-        self.clock.start()
+        self.clock.start(self.at.seconds)
         while not self.at.ended:
             for inputs, targets in self.split.epoch(self.at.epoch, self.settings.batch, self.seed, self.at.batch):
                 if len(inputs) % self.group.size:
                     raise UserError(f"{len(inputs)} sequences, all that the split has, cannot be shared by {self.group.size} processes")
                 self.at.batch += 1
-                yield self.group.share(inputs).to(self.device), self.group.share(targets).to(self.device)
+                yield self._here(inputs), self._here(targets)
                 if self.at.ended:
                     return
             self.at.epoch, self.at.batch = self.at.epoch + 1, 0
+
+    def _here(self, batch: Tensor) -> Tensor:
+        """This process' part of a batch, on its device; numbers in the precision of the weights."""
+        part = self.group.share(batch).to(self.device)
+        return part.to(self.dtype) if part.is_floating_point() else part
 
     def step(self, inputs: Tensor, targets: Tensor) -> dict[str, float] | None:
         """One optimizer step; the row of the curve where the run is measured after it."""
@@ -146,7 +140,11 @@ class Run:
         for one in self.objectives:
             one.begin_step(self.at.step / self.steps)
         self._gradient(inputs, targets)
-        self.clock.computed(begun)
+        last = self.at.step + 1 == self.steps
+        measured = last or (self.at.step + 1) % self.every == 0
+        timed = bool(self.objectives) and (measured or self.device.type == "cpu")  # waiting for a GPU at every step would slow it
+        if timed:
+            self.clock.computed(begun)
         norm = self.optimizer.gradient_norm()
         self.optimizer.step(norm)
         for one in self.objectives:
@@ -154,11 +152,13 @@ class Run:
         self._add("grad_norm", norm)
         self.at.step += 1
         self.at.positions += targets.numel() * self.group.size
-        last = self.at.step == self.steps
-        if self.at.step % self.every and not last:
+        if timed:
+            self.clock.stepped(begun)
+        if not measured:
             return None
-        row = self._measured(inputs, targets, begun) if self.group.first else None
-        self.at.positions, self.sums = 0, {}
+        self.sums = self.group.mean(self.sums)
+        row = self._measured(inputs, targets) if self.group.first else None
+        self.at.positions, self.at.seconds, self.sums = 0, 0.0, {}
         self.optimizer.plateau.factor = self.group.said(self.optimizer.plateau.factor)
         self.at.ended = last or bool(self.group.said(self._stale()))
         self.clock.start()
@@ -166,15 +166,19 @@ class Run:
 
     def _gradient(self, inputs: Tensor, targets: Tensor) -> None:
         """Gradients of the whole batch, part by part."""
-        parts = min(self.settings.accumulate, len(inputs))
-        for number, (some, wanted) in enumerate(zip(inputs.tensor_split(parts), targets.tensor_split(parts), strict=True), 1):
+        parts = self._parts(inputs, targets)
+        for number, (some, wanted) in enumerate(parts, 1):
             share = len(some) / len(inputs)
-            with self._synchronised(number == parts):
+            with self._synchronised(number == len(parts)):
                 with autocast(self.device, self.settings.precision):
                     total, found = self.loss(self.forward, some, wanted)
-                (share * total if parts > 1 else total).backward()
+                (share * total if len(parts) > 1 else total).backward()
             for name, value in found.items():
                 self._add(name, share * value)
+
+    def _parts(self, inputs: Tensor, targets: Tensor) -> list[tuple[Tensor, Tensor]]:
+        count = min(self.settings.accumulate, len(inputs))
+        return list(zip(inputs.tensor_split(count), targets.tensor_split(count), strict=True))
 
     def _synchronised(self, now: bool) -> AbstractContextManager:
         return nullcontext() if now or self.group.size == 1 else self.forward.no_sync()
@@ -182,11 +186,13 @@ class Run:
     def _add(self, name: str, value: Tensor) -> None:
         self.sums[name] = self.sums[name] + value if name in self.sums else value.clone()
 
-    def _measured(self, inputs: Tensor, targets: Tensor, begun: float) -> dict[str, float]:
+    def _measured(self, inputs: Tensor, targets: Tensor) -> dict[str, float]:
         """The row of the curve: means since the last one, and what is measured now."""
-        self.clock.measured(self.at.step, self.at.positions, begun)
-        if self.objectives:
-            self.clock.share(without_objectives(self.loss, inputs, targets, self.device))
+        self.clock.measured(self.at.step, self.at.positions)
+        # Compiled, it would have to be compiled anew without them; of several processes, the time includes their waiting.
+        if self.objectives and not self.settings.compile and self.group.size == 1:
+            parts = self._parts(inputs, targets)
+            self.clock.share(without_objectives(self.loss, parts, self.device, self.settings.precision))
         count = self.at.step - (self.at.rows[-1]["step"] if self.at.rows else 0)
         row = {"step": self.at.step, "lr": self.optimizer.lr, **{name: self.sums[name].item() / count for name in sorted(self.sums)}}
         if self.objectives:
@@ -196,11 +202,12 @@ class Run:
             row |= {f"{name}_{what}": value for what, value in one.tracked().items()}
         if self.validation is not None:
             sequences = getattr(self.settings, "validate_on", None)
-            row["validation_loss"] = measure(self.model, self.validation, self.settings.batch, sequences)["loss"]
+            row["validation_loss"] = measure(self.model, self.validation, self.size, sequences)["loss"]
             if isinstance(self.validation, TokenExamples):
                 row["validation_perplexity"] = exp(min(row["validation_loss"], 20.0))
-        if not all(isfinite(value) for value in row.values()):
-            _diverged(self.at.step)
+        for name, value in row.items():
+            if not isfinite(value) and (name.endswith("_loss") or name in (*self.loss.names, "grad_norm")):
+                _diverged(name, self.at.step)
         if self.units:
             row |= {f"{what}_{n}": value for what, values in self.units.measure(self.model).items() for n, value in enumerate(values)}
         self.model.train()
@@ -225,12 +232,14 @@ class Run:
     def tensors(self) -> Tensors:
         """All tensors of the run's state. Every process has to call it; the first one's are whole."""
         found = named("model.", self.model.state_dict()) | named("optimizer.", self.optimizer.tensors())
-        found |= named("sums.", self.sums) | named("best.", self.best or {})
+        found |= named("best.", self.best or {})
+        for name in sorted(self.sums):
+            found |= {f"sums.{rank}.{name}": value for rank, value in enumerate(self.group.gathered(self.sums[name]))}
         for number, one in enumerate(self.objectives):
             found |= named(f"objective.{number}.", one.resume_state())
-        for name, state in random_state().items():
+        for name, state in {**random_state(), "tokens": self.loss.generator.get_state()}.items():
             found |= {f"random.{rank}.{name}": value for rank, value in enumerate(self.group.gathered(state))}
-        self.at.plateau = self.optimizer.plateau.state()
+        self.at.plateau, self.at.seconds = self.optimizer.plateau.state(), self.clock.since()
         return found
 
     def restore(self, tensors: Tensors, values: dict[str, Any]) -> None:
@@ -239,13 +248,15 @@ class Run:
         self.model.load_state_dict(under("model.", tensors))
         self.optimizer.restore({name: value.to(self.device) for name, value in under("optimizer.", tensors).items()}, self.at.step)
         self.optimizer.plateau.restore(self.at.plateau)
-        self.sums = {name: value.to(self.device) for name, value in under("sums.", tensors).items()}
+        self.sums = {name: value.to(self.device) for name, value in under(f"sums.{self.group.rank}.", tensors).items()}
         self.best = under("best.", tensors) or None
         for number, one in enumerate(self.objectives):
             one.resume(under(f"objective.{number}.", tensors))
-        set_random_state(under(f"random.{self.group.rank}.", tensors))
+        states = under(f"random.{self.group.rank}.", tensors)
+        set_random_state(states)
+        self.loss.generator.set_state(states["tokens"])
         self.clock = Clock(self.at.times, self.device)
 
 
-def _diverged(step: int) -> NoReturn:
-    raise UserError(f"training diverged: the loss is not finite after step {step}; lower training.lr")
+def _diverged(what: str, step: int) -> NoReturn:
+    raise UserError(f"training diverged: {what} is not finite after step {step}; lower training.lr")

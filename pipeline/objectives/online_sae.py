@@ -7,6 +7,7 @@
   weight; the gradient for x is handed to the model's backward, which scales it by the weight
 """
 
+from math import nan
 from typing import Any, cast
 
 import torch
@@ -107,7 +108,9 @@ class Objective(base.Objective[Spec]):
             rows_MD.copy_(F.normalize(rows_MD))
 
     def tracked(self) -> dict[str, float]:
-        """FVE and L0 on the last batch, means over the layers."""
+        """FVE and L0 on the last batch that had a token to draw, means over the layers."""
+        if not self.seen:
+            return {"fve": nan, "l0": nan}
         missed, active = (torch.stack([pair[n].double() for pair in self.seen.values()]).mean().item() for n in (0, 1))
         return {"fve": 1 - missed, "l0": active}
 

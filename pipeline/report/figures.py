@@ -17,7 +17,7 @@ from matplotlib.axis import Axis
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
-from pipeline.report.models import mean
+from pipeline.report.models import compared, held_out, mean
 from pipeline.report.results import Model, Results, Trained
 from pipeline.study.names import without_seed
 
@@ -68,9 +68,9 @@ def _plan(results: Results, entries: dict[str, dict[str, str]]) -> Iterator[tupl
             families.setdefault(entries["models"][model.name], []).append(model)
     for family, models in families.items():
         yield f"model_{family}.svg", family, lambda models=models: _model_curves(models)  # type: ignore[misc]
-    compared = {name: found for name, found in results.model_groups().items() if all(model.units for model in found)}
-    if len(compared) > 1:
-        yield "tradeoff.svg", "all language models", lambda: _tradeoff(compared)
+    groups = compared(results)
+    if len(groups) > 1:
+        yield "tradeoff.svg", "all language models", lambda: _tradeoff(groups)
     if results.saes:
         yield "frontier.svg", "all SAEs", lambda: _frontier(results)
     places: dict[tuple[str, str], list[Trained]] = {}
@@ -113,7 +113,8 @@ def _model_curves(models: list[Model]) -> Figure:
     for model, (_, colour, label) in zip(models, _labelled([model.name for model in models]), strict=True):
         assert model.curve is not None
         curve = model.curve.to_pydict()
-        left.plot(curve["step"], curve["train_loss"], color=colour, alpha=0.45, linewidth=1.0)
+        alone = None if "validation_loss" in curve else label
+        left.plot(curve["step"], curve["train_loss"], color=colour, alpha=0.45, linewidth=1.0, label=alone)
         if "validation_loss" in curve:
             left.plot(curve["step"], curve["validation_loss"], color=colour, label=label)
         right.plot(curve["step"], curve["lr"], color=colour)
@@ -127,7 +128,7 @@ def _model_curves(models: list[Model]) -> Figure:
 def _tradeoff(groups: dict[str, list[Model]]) -> Figure:
     figure, axes = plt.subplots(1, 2, figsize=(8.4, 3.6), sharex=True)
     for number, (name, found) in enumerate(groups.items()):
-        perplexity = [model.metrics.get("validation", model.metrics["train"])["perplexity"] for model in found]
+        perplexity = [held_out(model)["perplexity"] for model in found]
         for axis, what in zip(axes, ("polysemanticity", "sparsity"), strict=True):
             values = [mean(model, what) for model in found]
             marker = "osD^vPX*"[number // 8 % 8]

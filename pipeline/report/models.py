@@ -34,20 +34,28 @@ def losses(results: Results) -> list[dict[str, Any]]:
 def units(results: Results) -> list[dict[str, Any]]:
     """Lines of the table of hidden units: means over blocks, beside the perplexity they cost."""
     lines = []
-    for name, models in _with_units(results).items():
+    for name, models in compared(results).items():
         found = {what: spread([mean(model, what) for model in models], _show(what)) for what in QUANTITIES}
         ratio = [_last(model, "objectives_ratio") for model in models]
-        perplexity = spread([model.metrics.get("validation", model.metrics["train"])["perplexity"] for model in models])
-        about = {key: _units(models[0])[key] for key in ("tokens", "types", "hooks", "inactive_below")}
-        lines.append({"name": name, "runs": len(models), "perplexity": perplexity, "ratio": spread(ratio, percent), **found, **about})
+        perplexity = spread([held_out(model)["perplexity"] for model in models])
+        measured = {"name": name, "runs": len(models), "perplexity": perplexity, "ratio": spread(ratio, percent)}
+        lines.append({**measured, **found, "pool": _pool(_units(models[0]))})
     return lines
+
+
+def _pool(units: dict[str, Any]) -> str:
+    """How a model's units were measured, in words."""
+    silent, tokens = units["hooks"]
+    below = units["inactive_below"]
+    when = f"|a| < {below:g}" if below else "a = 0"
+    return f"{plain(units['tokens'])} tokens of {plain(units['types'])} types; silent: {silent} with {when}; polysemanticity: {tokens}"
 
 
 def blocks(results: Results) -> list[dict[str, Any]]:
     """The same block by block, of each model."""
     return [
         {"name": name, "quantity": what, "values": [spread(list(values), _show(what)) for values in zip(*by_model, strict=True)]}
-        for name, models in _with_units(results).items()
+        for name, models in compared(results).items()
         for what in QUANTITIES
         if (by_model := [_units(model)[what] for model in models])
     ]
@@ -56,6 +64,16 @@ def blocks(results: Results) -> list[dict[str, Any]]:
 def samples(results: Results) -> list[Model]:
     """Models that left a text; of several seeds the first."""
     return [models[0] for models in results.model_groups().values() if models[0].sample]
+
+
+def compared(results: Results) -> dict[str, list[Model]]:
+    """Models whose units were measured, by what they have in common."""
+    return {name: models for name, models in results.model_groups().items() if all(model.units for model in models)}
+
+
+def held_out(model: Model) -> dict[str, float]:
+    """Losses on the validation split, or on train where there is none."""
+    return model.metrics.get("validation", model.metrics["train"])
 
 
 def mean(model: Model, what: str) -> float:
@@ -67,10 +85,6 @@ def mean(model: Model, what: str) -> float:
 def _units(model: Model) -> dict[str, Any]:
     assert model.units is not None
     return model.units
-
-
-def _with_units(results: Results) -> dict[str, list[Model]]:
-    return {name: models for name, models in results.model_groups().items() if all(model.units for model in models)}
 
 
 def _show(what: str) -> Any:

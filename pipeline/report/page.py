@@ -29,6 +29,7 @@ def page(results: Results, figures: dict[str, Drawn], spec: dict[str, Any]) -> s
         "percent": percent,
         "json": lambda value: json.dumps(value, indent=1, sort_keys=True, ensure_ascii=False),
     }
+    blocks = models.blocks(results)
     first = [saes[0] for saes in results.groups().values()]
     template = environment.from_string(TEMPLATE.read_text(encoding="utf-8"))
     return template.render(
@@ -37,7 +38,8 @@ def page(results: Results, figures: dict[str, Drawn], spec: dict[str, Any]) -> s
         results=results,
         models=models.losses(results),
         units=models.units(results),
-        blocks=models.blocks(results),
+        blocks=blocks,
+        deepest=max((len(row["values"]) for row in blocks), default=0),
         samples=models.samples(results),
         figures={name: {"of": one.of, "image": _inline(one.svg)} for name, one in figures.items()},
         place=place,

@@ -7,6 +7,7 @@ Its docstring is the help.
 import argparse
 import inspect
 import json
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -37,7 +38,10 @@ def run(step: Callable[..., None]) -> None:
     try:
         step(**options)
     except UserError as error:
-        sys.exit(f"error: {error}")
+        # Of several processes of one run, the first one speaks.
+        sys.exit(1 if int(os.environ.get("RANK", 0)) else f"error: {error}")
+    if int(os.environ.get("RANK", 0)):
+        return
     facts = run_facts()
     say(f"done in {facts['wall_seconds']:.1f} s, {facts['peak_memory_bytes'] / 2**20:,.0f} MiB at most")
 

@@ -24,13 +24,15 @@ def main(spec: dict[str, Any], sae: Path, store: Path, model: Path, dataset: Pat
     trained, data, host = Artifact.open(sae), Artifact.open(dataset), Artifact.open(model)
     activations = ActivationStore(store)
     dictionary, column, size = checkpoint.load(trained), activations[spec["hook"]], spec["batch"]
-    reconstruction, sparsity = [], []
+    reconstruction: Reconstruction | None = None
+    sparsity: Sparsity | None = None
     with progress("evaluate", len(column), "rows") as bar:
         for rows in column.batches(size):
             x = torch.from_numpy(rows)
             latents = dictionary.encode(x)
-            reconstruction.append(Reconstruction.of(x, dictionary.decode(latents)))
-            sparsity.append(Sparsity.of(latents, spec["active_above"]))
+            rebuilt, counted = Reconstruction.of(x, dictionary.decode(latents)), Sparsity.of(latents, spec["active_above"])
+            reconstruction = rebuilt if reconstruction is None else reconstruction + rebuilt
+            sparsity = counted if sparsity is None else sparsity + counted
             bar.advance(len(x))
     # As many sequences as the store holds rows of, so that every metric is of the same part of the split.
     sequences = int(activations["sequence"].read(len(column) - 1, len(column))[0]) + 1
@@ -38,9 +40,10 @@ def main(spec: dict[str, Any], sae: Path, store: Path, model: Path, dataset: Pat
     mean = torch.from_numpy(activations.mean(spec["hook"]))
 
     def reconstruct(x: torch.Tensor) -> torch.Tensor:
-        rows = x.reshape(-1, x.shape[-1]).split(size)
-        return torch.cat([dictionary.decode(dictionary.encode(some)) for some in rows]).view_as(x)
+        rows = x.reshape(-1, x.shape[-1]).float().split(size)
+        return torch.cat([dictionary.decode(dictionary.encode(some)) for some in rows]).view_as(x).to(x)
 
+    assert reconstruction is not None and sparsity is not None
     with publishing(
         out, "evaluation", spec, {"sae": trained, "activations": activations.artifact, "model": host, "dataset": data}
     ) as draft:
@@ -48,8 +51,8 @@ def main(spec: dict[str, Any], sae: Path, store: Path, model: Path, dataset: Pat
             "rows": len(column),
             "split": spec["split"],
             "hook": spec["hook"],
-            **sum(reconstruction[1:], reconstruction[0]).finish(),
-            **sum(sparsity[1:], sparsity[0]).finish(spec["active_above"]),
+            **reconstruction.finish(),
+            **sparsity.finish(spec["active_above"]),
             **splice.losses(
                 models.load(host), split, spec["hook"], reconstruct, mean, models.settings(host.spec).scoring_batch(), sequences
             ),

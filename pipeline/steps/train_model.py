@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from pipeline.models.examples import Examples, examples
 from pipeline.models.language import LanguageModel
 from pipeline.models.measure import measure, units
 from pipeline.models.sample import go_on
-from pipeline.models.train import Result, train
+from pipeline.models.train import Result, Run, train
 from pipeline.steps import command
 from pipeline.study.language import Language
 from pipeline.study.model import Model, Trained
@@ -61,9 +62,14 @@ def _trained(
     assert isinstance(settings, Trained)
     model.to(device(), torch.float64 if settings.training.precision == "float64" else torch.float32)
     snapshots = Snapshots(out, _identity(spec, data))
-    with processes.joined() as group, tracker(out.name, spec, group.first) as shown:
+    with processes.joined() as group, snapshots.alone() if group.first else nullcontext():
+        stored = snapshots.load()
         objectives = checkpoint.objectives(settings, model)
-        result = train(model, settings, splits["train"], splits.get("validation"), objectives, snapshots, group, shown)
+        with tracker(out.name, spec, group.first, fresh=stored is None) as shown:
+            run = Run(model, settings, splits["train"], splits.get("validation"), objectives, group)
+            if stored:
+                run.restore(*stored)
+            result = train(run, snapshots, shown)
         return result if group.first else None
 
 
@@ -71,7 +77,7 @@ def _identity(spec: dict[str, Any], data: Artifact) -> str:
     """Digest of all that decides a run: a snapshot of another one is of no use."""
     modules = [f"pipeline.models.{spec['architecture'].replace('-', '_')}"]
     modules += [f"pipeline.objectives.{one['objective'].replace('-', '_')}" for one in spec.get("objectives", [])]
-    parts = [spec, data.hash, code("pipeline.steps.train_model", *modules), torch.__version__, str(device())]
+    parts = [spec, data.hash, code("pipeline.steps.train_model", *modules), torch.__version__, device().type]
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
@@ -101,8 +107,7 @@ def _write_language(draft: Draft, model: Network, settings: Model, data: Artifac
     if not isinstance(model, LanguageModel) or not isinstance(settings, Language):
         return
     sample = settings.sample
-    special = data.facts.get("special", [])
-    prompt = tokens.encode(data, sample.prompt) or special[-1:] or tokens.encode(data, "\n")
+    prompt = tokens.encode(data, sample.prompt) or [tokens.beginning(data)]
     ids = go_on(model, prompt, sample.tokens, sample.top_k, sample.temperature, derive(settings.seed, "model", "sample"))
     draft.write_json("sample.json", {"prompt": sample.prompt, "text": tokens.decode(data, ids), "ids": ids})
     draft.write_json("units.json", units(model, settings, splits))

@@ -84,7 +84,7 @@ class Graph:
 
     def tracking(self) -> dict[str, Any]:
         """Where curves are shown while models train."""
-        return {**self.study.file.tracking.model_dump(mode="json"), "folder": f"{self.root}/logs/tracking"}
+        return {**self.study.file.tracking.model_dump(mode="json"), "folder": f"{self.root}/logs/models"}
 
     def code_of(self, stage: str, wildcards: Any) -> str:
         """Digests of the modules of the kind that `wildcards` names: a dataset's, a model's architecture and objectives, or an SAE's

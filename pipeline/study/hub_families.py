@@ -17,7 +17,7 @@ HOOKS = {
     "mlp_out": "what the MLP adds to the stream, after its output map, biases and norm",
     "resid_post": "the residual stream after the block",
 }
-"""In BERT the stream is what each of a block's two layer norms gives, and what is added is added before the norm:
+"""In BERT, RoBERTa and DistilBERT the stream is what each of a block's two layer norms gives, and what is added is added before the norm:
 resid_mid = norm(resid_pre + attn_out), resid_post = norm(resid_mid + mlp_out)."""
 
 
@@ -36,6 +36,8 @@ class Family:
     """Key of the number of tokens that a sequence has at most."""
     causal: bool = True
     """Whether it predicts the next token; otherwise it is an encoder, which has no loss here."""
+    after_padding: bool = False
+    """Whether positions are counted from `pad_token_id` + 1 on, so that so many rows of the table of positions are no token's."""
 
 
 _LLAMA = {
@@ -52,6 +54,7 @@ _GEMMA2 = {
     "resid_mid": "input:pre_feedforward_layernorm",
     "mlp_out": "post_feedforward_layernorm",
 }
+_OLMO2 = {**_GEMMA2, "resid_mid": "input:mlp"}
 _GPT2 = {
     "resid_pre": "input:",
     "attn_out": "attn",
@@ -76,14 +79,25 @@ _BERT = {
     "mlp_out": "output.dense",
     "resid_post": "",
 }
+_DISTILBERT = {
+    "resid_pre": "input:",
+    "attn_out": "attention.out_lin",
+    "resid_mid": "sa_layer_norm",
+    "mlp_hidden": "input:ffn.lin2",
+    "mlp_out": "ffn.lin2",
+    "resid_post": "",
+}
 
 FAMILIES = {
-    **{name: Family("model.layers", _LLAMA) for name in ("llama", "mistral", "qwen2", "qwen3", "gemma")},
+    **{name: Family("model.layers", _LLAMA) for name in ("llama", "mistral", "qwen2", "qwen3", "gemma", "phi3", "olmo", "smollm3")},
     **{name: Family("model.layers", _GEMMA2) for name in ("gemma2", "gemma3_text")},
+    **{name: Family("model.layers", _OLMO2) for name in ("olmo2", "olmo3")},
     "gpt2": Family("transformer.h", _GPT2, "n_layer", "n_embd", "n_inner", "n_positions"),
     "gpt_neo": Family("transformer.h", _GPT2, layers="num_layers"),
     "gpt_neox": Family("gpt_neox.layers", _NEOX),
     "bert": Family("encoder.layer", _BERT, causal=False),
+    **{name: Family("encoder.layer", _BERT, causal=False, after_padding=True) for name in ("roberta", "xlm-roberta", "camembert")},
+    "distilbert": Family("transformer.layer", _DISTILBERT, "n_layers", "dim", "hidden_dim", causal=False),
 }
 """By `model_type`, as a model's `config.json` has it."""
 
@@ -120,7 +134,16 @@ def modules(config: Mapping[str, Any]) -> dict[str, str]:
 def longest(config: Mapping[str, Any]) -> int | None:
     """Tokens that a sequence has at most, where the configuration says so."""
     family = FAMILIES.get(config.get("model_type", ""))
-    return _count(config, family.context if family else "max_position_embeddings")
+    rows = _count(config, family.context if family else "max_position_embeddings")
+    padding = config.get("pad_token_id", 1)  # RoBERTa's own, which transformers takes where none is given
+    return rows - padding - 1 if rows and family and family.after_padding and isinstance(padding, int) else rows
+
+
+def scales_with_length(config: Mapping[str, Any]) -> bool:
+    """Whether the angles of rotary positions depend on how long a text is (LongRoPE, dynamic NTK)."""
+    rotary = config.get("rope_parameters") or {}
+    kinds = [one.get("rope_type") for one in (rotary, *rotary.values()) if isinstance(one, Mapping)]
+    return any(kind in ("longrope", "dynamic") for kind in kinds)
 
 
 def _count(config: Mapping[str, Any], key: str) -> int | None:

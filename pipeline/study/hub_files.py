@@ -38,6 +38,8 @@ def _parts(index: Path) -> list[Path]:
         names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
     except (ValueError, OSError, KeyError, TypeError, AttributeError):
         raise ValueError(f"{index} is not readable as an index of parts") from None
+    if not names or not all(isinstance(name, str) for name in names):
+        raise ValueError(f"{index} is not readable as an index of parts")
     for name in names:
         if not (index.parent / name).is_file():
             raise ValueError(f"{index.parent} lacks {name}, which its index names")

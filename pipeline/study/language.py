@@ -16,7 +16,7 @@ class Sample(Spec):
     """A text that the model goes on with when its training has ended; the report shows it."""
 
     prompt: str = ""
-    """What it begins with; a random token of the vocabulary when empty."""
+    """What it begins with; as a document begins when empty."""
     tokens: Count = 100
     """Tokens it goes on for."""
     top_k: Count | None = None
@@ -40,7 +40,8 @@ class LanguageTraining(ModelTraining):
     validate_on: Count | None = None
     """So many sequences, spread over the validation split, are measured while training; all when not given."""
     processes: Count = 1
-    """Processes that share each batch (torchrun, data parallel). Part of the result: another number changes floating-point sums."""
+    """Processes that share each batch (torchrun, data parallel). Part of the result: another number changes floating-point sums,
+    and what objectives see at a time, as `accumulate` does."""
 
     @model_validator(mode="after")
     def _shares(self) -> Self:

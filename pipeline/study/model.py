@@ -11,7 +11,8 @@ class ModelTraining(Optimizer):
     """How a model is trained, whatever it is."""
 
     accumulate: Count = 1
-    """Parts in which a batch goes through the model; their gradients add up to the batch's, and less memory is needed."""
+    """Parts in which a batch goes through the model; their gradients add up to the batch's, and less memory is needed. Objectives
+    that compare units over tokens see one part at a time, each with its own `tokens`."""
     precision: Literal["float32", "bfloat16", "float64"] = "float32"
     """`bfloat16` is autocast: weights, sums and losses stay float32. `float64` is all of it, for comparisons."""
     compile: bool = False
@@ -92,7 +93,7 @@ class Trained(Model):
         raise NotImplementedError
 
     def scoring_batch(self) -> int:
-        return self.training.batch
+        return max(1, self.training.batch // self.training.accumulate)
 
     def lacks(self, splits: tuple[str, ...]) -> list[str]:
         """What it asks of a dataset with these splits and does not get, as "setting: what"."""

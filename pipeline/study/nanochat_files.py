@@ -5,13 +5,15 @@ import re
 from pathlib import Path
 from typing import Any
 
+from pipeline.study import places
+
 _KEYS = {"n_layer": "layers", "n_embd": "width", "n_head": "heads", "n_kv_head": "kv_heads", "sequence_len": "context"}
 _VOCABULARY = "vocab_size"
 
 
 def files(folder: str, step: int | None) -> tuple[Path, Path]:
     """Weights and description of a step, the last one when it is None. Raises ValueError with one line."""
-    where = Path(folder)
+    where = places.folder(folder)
     if not where.is_dir():
         raise ValueError(f"there is no folder '{folder}'")
     steps = {int(found[1]): file for file in where.iterdir() if (found := re.fullmatch(r"model_(\d+)\.pt", file.name))}

@@ -1,11 +1,11 @@
 """Opens a study for use: what is wrong with it ends the process, one line per fault."""
 
-import os
 import sys
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from pipeline.study import places
 from pipeline.study.faults import StudyError
 from pipeline.study.read import Sources
 from pipeline.study.study import Study, parse
@@ -28,9 +28,8 @@ def read_study(files: Iterable[str | Path]) -> Study:
 
 
 def _parsed(settings: dict[str, Any], sources: Sources) -> Study:
-    if isinstance(data := settings.get("data_dir"), str):
-        os.environ["SAEFLOW_DATA"] = data  # corpora, models and tokenizers are looked for there, by steps and while the study is parsed
-    try:
-        return parse(settings)
-    except StudyError as error:
-        raise sources.named(error) from None
+    with places.data_folder(settings.get("data_dir")):
+        try:
+            return parse(settings)
+        except StudyError as error:
+            raise sources.named(error) from None

@@ -60,9 +60,9 @@ class Tracking(Spec):
     with `pip install 'saeflow[tracking]'`."""
 
     tensorboard: bool = False
-    """Writes events for TensorBoard to results/<study>/logs/tracking/<model>/tensorboard."""
+    """Writes events for TensorBoard to results/<study>/logs/models/<model>/tensorboard."""
     wandb: Literal["off", "offline", "online"] = "off"
-    """Weights & Biases; `offline` writes to results/<study>/logs/tracking/<model>/wandb, for `wandb sync` later."""
+    """Weights & Biases; `offline` writes to results/<study>/logs/models/<model>/wandb, for `wandb sync` later."""
     project: str = "saeflow"
     """Project in Weights & Biases."""
 

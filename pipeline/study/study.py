@@ -32,7 +32,7 @@ class File(Spec):
     name: Annotated[Name, AfterValidator(_not_logs)]
     """Names the folder of its results, results/<name>/; not `logs`, where SLURM's own logs go."""
     data_dir: str | None = None
-    """Folder in which corpora are looked for; the variable SAEFLOW_DATA when not given."""
+    """Folder in which corpora, models and tokenizers are looked for; the variable SAEFLOW_DATA when not given."""
     datasets: Annotated[Entries, Field(min_length=1)]
     models: Entries = {}
     activations: dict[Name, Activations] = {}

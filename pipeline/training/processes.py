@@ -1,21 +1,27 @@
 """Several processes that share the batches of one run: torchrun starts them, torch.distributed joins them."""
 
+import ctypes
 import os
+import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from pipeline.artifacts.errors import UserError
 from pipeline.training.device import device
 
 
 def start(count: int) -> None:
     """Replaces this process by torchrun with `count` processes of the same command, unless it is one of them already."""
-    if count == 1 or "LOCAL_RANK" in os.environ:
+    if count == 1 or _is_worker():
         return
+    if device().type == "cuda" and count > torch.cuda.device_count():
+        raise UserError(f"training.processes: {count}, and this machine has {torch.cuda.device_count()} GPUs; one process takes one")
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={count}", "-m"]
     module = sys.modules["__main__"].__spec__
     assert module is not None
@@ -27,14 +33,31 @@ def start(count: int) -> None:
 @contextmanager
 def joined() -> Iterator["Group"]:
     """The group that this process belongs to; of itself alone where torchrun did not start it."""
-    if "LOCAL_RANK" not in os.environ:
-        yield Group(0, 1)
+    if not _is_worker():
+        yield ALONE
         return
-    dist.init_process_group("nccl" if device().type == "cuda" else "gloo")
+    _end_with_parent()
+    here = device()
+    if here.type == "cuda":
+        torch.cuda.set_device(here)  # random states and waiting are of the current GPU
+    # The first process measures while the others wait.
+    dist.init_process_group("nccl" if here.type == "cuda" else "gloo", timeout=timedelta(hours=24))
     try:
         yield Group(dist.get_rank(), dist.get_world_size())
+        dist.barrier()  # gloo aborts a process whose peer has closed its connections
     finally:
         dist.destroy_process_group()
+
+
+def _is_worker() -> bool:
+    """Whether torchrun started this process."""
+    return "TORCHELASTIC_RUN_ID" in os.environ
+
+
+def _end_with_parent() -> None:
+    """Linux ends this process when torchrun is killed; elsewhere the lock of its snapshots keeps a second run away."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
 
 
 class Group:
@@ -59,6 +82,15 @@ class Group:
         said = torch.tensor([float(value)], dtype=torch.float64, device=device())
         dist.broadcast(said, 0)
         return said.item()
+
+    def mean(self, values: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Means over the processes of numbers () that each has by the same names."""
+        if self.size == 1:
+            return values
+        names = sorted(values)
+        found = torch.stack([values[name].double() for name in names])
+        dist.all_reduce(found)
+        return dict(zip(names, found / self.size, strict=True))
 
     def gathered(self, value: Tensor) -> list[Tensor]:
         """`value` of each process, in their order; all have the same shape."""

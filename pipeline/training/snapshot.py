@@ -4,18 +4,23 @@ One safetensors file in `.resume/` beside the outputs of a step, put in place by
 carries the digest of settings, inputs and code; that of another run is discarded with one line.
 """
 
+import fcntl
 import json
 import os
 import shutil
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from pipeline.artifacts.errors import UserError
+from pipeline.artifacts.manifest import RESUME
 from pipeline.console import say
 
 SECONDS = 20.0
@@ -29,7 +34,7 @@ class Snapshots:
     """Snapshots of one run, whose settings, inputs and code are `identity`."""
 
     def __init__(self, folder: Path, identity: str) -> None:
-        self.file, self.identity = folder / ".resume" / "run.safetensors", identity
+        self.file, self.identity = folder / RESUME / "run.safetensors", identity
         self.wait = float(os.environ.get("SAEFLOW_SNAPSHOT_SECONDS", SECONDS))
         self.least = self.wait
         self.last = time.monotonic()
@@ -42,7 +47,7 @@ class Snapshots:
         """Puts a snapshot in place of the last one."""
         begun = time.monotonic()
         self.file.parent.mkdir(parents=True, exist_ok=True)
-        beside = self.file.with_suffix(".part")
+        beside = self.file.with_suffix(f".{os.getpid()}.part")
         kept = {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
         save_file(kept, beside, {"identity": self.identity, "values": json.dumps(values)})
         with beside.open("rb") as file:
@@ -52,16 +57,35 @@ class Snapshots:
         if self.least:
             self.wait = max(self.least, (self.last - begun) / SHARE)
 
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """Keeps other processes from the same run meanwhile: one that outlived its workflow may still be at work. Raises UserError
+        when there is one."""
+        self.file.parent.mkdir(parents=True, exist_ok=True)
+        with (self.file.parent / "lock").open("a+") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                lock.seek(0)
+                raise UserError(f"{self.file.parent}: process {lock.read()} is still at work on this run; end it, or wait for it") from None
+            lock.truncate(0)
+            lock.write(str(os.getpid()))
+            lock.flush()
+            yield
+
     def load(self) -> tuple[Tensors, dict[str, Any]] | None:
         """The last snapshot; None when there is none of this run."""
         if not self.file.is_file():
             return None
-        with safe_open(self.file, "pt") as stored:
-            metadata = stored.metadata()
-            if metadata["identity"] != self.identity:
-                say(f"{self.file}: of other settings, inputs or code; discarded, the run starts at its beginning")
-                return None
-            return {name: stored.get_tensor(name) for name in stored.keys()}, json.loads(metadata["values"])  # noqa: SIM118
+        try:
+            with safe_open(self.file, "pt") as stored:
+                metadata = stored.metadata()
+                if metadata["identity"] == self.identity:
+                    return {name: stored.get_tensor(name) for name in stored.keys()}, json.loads(metadata["values"])  # noqa: SIM118
+            say(f"{self.file}: of other settings, inputs or code; discarded, the run starts at its beginning")
+        except (SafetensorError, OSError) as error:
+            say(f"{self.file}: not readable ({error}); discarded, the run starts at its beginning")
+        return None
 
     def remove(self) -> None:
         """Removes it: the run has published what it made."""

@@ -6,6 +6,7 @@ A study's `tracking` reaches the step through SAEFLOW_TRACKING and is no part of
 import importlib.util
 import json
 import os
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -24,12 +25,15 @@ class Tracker(Protocol):
 
 
 @contextmanager
-def tracker(name: str, settings: dict[str, Any], first: bool = True) -> Iterator[Tracker | None]:
+def tracker(name: str, settings: dict[str, Any], first: bool = True, fresh: bool = True) -> Iterator[Tracker | None]:
     """What SAEFLOW_TRACKING asks for, None where it asks for nothing, and in all processes of a group but the `first`. `name` is
-    the run's, `settings` are shown beside it."""
+    the run's, `settings` are shown beside it; a `fresh` run removes what an earlier one left."""
     wanted = json.loads(os.environ.get("SAEFLOW_TRACKING") or "{}") if first else {}
     folder = Path(wanted.get("folder", "")) / name
     found: list[Any] = []
+    if wanted and fresh:
+        for earlier in ("tensorboard", "wandb"):
+            shutil.rmtree(folder / earlier, ignore_errors=True)
     if wanted.get("tensorboard"):
         found.append(_TensorBoard(folder))
     if wanted.get("wandb", "off") != "off":

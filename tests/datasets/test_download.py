@@ -1,8 +1,12 @@
 """Files from the web, from a server on this machine: checked, kept, and gone on with after a failure."""
 
 import hashlib
+import subprocess
+import sys
 import threading
+import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 
 import pooch
 import pytest
@@ -15,12 +19,14 @@ CONTENT = bytes(range(256)) * 40
 
 @pytest.fixture
 def server(tmp_path, monkeypatch):
-    """Serves CONTENT; `breaks` is after how many bytes it hangs up, `ranges` whether it knows how to go on."""
+    """Serves CONTENT; `breaks` is after how many bytes it hangs up, `ranges` whether it knows how to go on,
+    `patience` for how many seconds it waits after each 1,000 bytes."""
 
     class Handler(BaseHTTPRequestHandler):
         asked: list = []
         breaks: int | None = None
         ranges = True
+        patience = 0.0
 
         def do_GET(self):
             wanted = self.headers.get("Range") if self.ranges else None
@@ -35,7 +41,9 @@ def server(tmp_path, monkeypatch):
             self.send_response(206 if wanted else 200)
             self.send_header("Content-Length", str(len(CONTENT) - start))
             self.end_headers()
-            self.wfile.write(CONTENT[start : self.breaks])
+            for at in range(start, self.breaks or len(CONTENT), 1000):
+                self.wfile.write(CONTENT[at : min(at + 1000, self.breaks or len(CONTENT))])
+                time.sleep(self.patience)
 
         def log_message(self, *_):
             pass
@@ -87,6 +95,36 @@ def test_what_is_not_there_is_one_line(server):
         with pytest.raises(UserError, match=r"\.txt: could not be fetched \(") as caught:
             download.fetch(url, HASH, "a.txt")
         assert "\n" not in str(caught.value)
+
+
+JOB = """
+import sys
+from pipeline.datasets import download
+print(download.fetch(sys.argv[1], sys.argv[2], "a.txt"))
+"""
+
+
+def test_jobs_that_want_the_same_file_fetch_it_once(server, project, tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    server.patience = 0.2
+    command = [sys.executable, "-c", JOB, server.url, HASH]
+    jobs = [subprocess.Popen(command, cwd=project, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for _ in range(3)]
+    told = [job.communicate(timeout=60) for job in jobs]
+    assert [job.returncode for job in jobs] == [0, 0, 0], told
+    (kept,) = {out.strip() for out, _ in told}
+    assert Path(kept).read_bytes() == CONTENT
+    assert server.asked == [("/a.txt", None)]
+    assert sum("another job fetches" in err for _, err in told) >= 1
+
+
+def test_what_was_fetched_is_used_where_nothing_can_be_written(server, monkeypatch):
+    kept = download.fetch(server.url, HASH, "a.txt")
+
+    def refused(*_):
+        raise AssertionError
+
+    monkeypatch.setattr(download, "FileLock", refused)
+    assert download.fetch(server.url, HASH, "a.txt") == kept
 
 
 def test_a_dataset_of_a_url(make, server):

@@ -11,6 +11,7 @@ import pytest
 from pipeline.artifacts.errors import UserError
 from pipeline.artifacts.manifest import sha256
 from pipeline.datasets import hub, text
+from pipeline.study.datasets.text import Text
 
 TEXTS = [f"story number {i}" for i in range(400)]
 
@@ -53,6 +54,36 @@ def test_a_local_folder_gives_what_its_files_give(make, folder, form):
     assert streamed.facts["sources"] == {str(file): sha256(file) for file in sorted(found.iterdir())}
     few = make(text, "few", kind="text", hub=str(found), documents=50, tokenizer={"kind": "bpe", "vocabulary": 300})
     assert sum(few.facts["documents"].values()) == 50
+
+
+def test_splits_of_parquet_can_be_joined(make, folder):
+    found = folder("parquet")
+    (found / "train-1.parquet").rename(found / "test-0.parquet")
+    made = {split: make(text, split, kind="text", hub=str(found), hub_split=split, validation=0) for split in ("train", "train+test")}
+    assert [one.facts["documents"]["train"] for one in made.values()] == [200, 400]
+
+
+MEASURE = """
+import json, sys
+from pathlib import Path
+from pipeline.steps.make_dataset import main
+main(json.loads(sys.argv[1]), Path(sys.argv[2]))
+print(int(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0]) / 1024)
+"""
+
+
+def test_memory_does_not_grow_with_a_row_group(tmp_path, project):
+    """A file that is one row group, of 4 MB and of 64 MB of text, beside a column nobody asked for: at most 20 MiB more."""
+    peaks = []
+    for rows in (5_000, 80_000):
+        found = tmp_path / str(rows)
+        found.mkdir()
+        column = pa.array([f"{i}" + "Once upon a time there was a little girl. She liked to play outside. " * 12 for i in range(rows)])
+        pq.write_table(pa.table({"text": column, "again": column}), found / "train.parquet", row_group_size=rows)
+        spec = Text.model_validate({"kind": "text", "hub": str(found)}).settings()
+        command = [sys.executable, "-c", MEASURE, json.dumps(spec), str(tmp_path / "out")]
+        peaks.append(float(subprocess.run(command, cwd=project, capture_output=True, text=True, check=True).stdout))
+    assert peaks[1] - peaks[0] < 20, peaks
 
 
 def test_what_a_folder_does_not_have_is_named(make, folder, tmp_path):
@@ -103,23 +134,23 @@ def test_the_commit_of_a_dataset_is_looked_up_once_and_kept(make, folder, monkey
     import huggingface_hub
 
     asked = []
-    found, load = folder("parquet"), datasets.load_dataset
+    found, load = folder("parquet"), datasets.load_dataset_builder
 
     class Api:
         def dataset_info(self, name, revision):
             asked.append((name, revision))
             return type("Info", (), {"sha": "c0ffee"})
 
-    def load_dataset(name, subset, split, streaming, revision):
-        asked.append((name, subset, split, streaming, revision))
-        return load(str(found), split=split, streaming=streaming)
+    def load_dataset_builder(name, subset, revision):
+        asked.append((name, subset, revision))
+        return load(str(found))
 
     monkeypatch.setattr(huggingface_hub, "HfApi", Api)
-    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    monkeypatch.setattr(datasets, "load_dataset_builder", load_dataset_builder)
     made = make(text, kind="text", hub="owner/stories", revision="main", subset="en", tokenizer={"kind": "bpe", "vocabulary": 300})
     assert made.facts["sources"] == {"hub:owner/stories": "c0ffee"}
     assert sum(made.facts["documents"].values()) == 400
-    assert asked == [("owner/stories", "main"), *[("owner/stories", "en", "train", True, "c0ffee")] * 2]
+    assert asked == [("owner/stories", "main"), *[("owner/stories", "en", "c0ffee")] * 2]
 
 
 def test_a_fault_in_our_own_code_is_no_fault_of_the_hub():

@@ -302,10 +302,12 @@ def test_text_comes_back_from_its_bytes(of_bytes, written):
     assert tokens.decode(of_bytes, [*ids, 255]) == written
 
 
-def test_a_document_with_the_byte_that_ends_documents_is_told(make, tmp_path):
-    (tmp_path / "a.txt").write_bytes(b"one<|endoftext|>t\xffwo<|endoftext|>three")
-    with pytest.raises(UserError, match=r"a document holds byte 255 \(near b't\\xffwo'\)"):
-        make(text, kind="text", files=[str(tmp_path / "a.txt")], validation=0)
+def test_a_document_with_the_byte_that_ends_documents_is_told(make, tmp_path, monkeypatch):
+    (tmp_path / "a.txt").write_bytes(b"one<|endoftext|>\nand\nt\xffwo<|endoftext|>three")
+    for block in (blocks.BLOCK, 5):
+        monkeypatch.setattr(blocks, "BLOCK", block)
+        with pytest.raises(UserError, match=r"a\.txt:3: byte 0xff, with which documents of bytes end; UTF-8 text never holds it$"):
+            make(text, kind="text", files=[str(tmp_path / "a.txt")], validation=0)
 
 
 def test_the_end_of_a_document_is_shown_by_name(of_bytes):

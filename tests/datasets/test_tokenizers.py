@@ -94,9 +94,13 @@ def test_gpt2_puts_its_end_of_text_after_each_document(made, data_folder):
     assert "".join(tokens.text(face, found)) == r"\xf0\x9f\x98\x80" and tokens.decode(found, face) == "\U0001f600"
 
 
-def test_the_end_of_text_is_never_ordinary_text(made, data_folder):
-    (ids,) = documents(made(["a<|endoftext|>b"], {"kind": "hub", "name": str(data_folder / "gpt2-bpe")}))
-    assert ids == [64, 50256, 65, 50256]
+def test_what_a_text_says_ends_no_document(made, data_folder):
+    """As `encode_ordinary` of tiktoken: the name of a special token is text. A prompt may hold the token itself."""
+    found = made(["a<|endoftext|>b"], {"kind": "hub", "name": str(data_folder / "gpt2-bpe")})
+    (ids,) = documents(found)
+    assert ids.count(50256) == 1 and ids[-1] == 50256
+    assert tokens.decode(found, ids) == "a<|endoftext|>b"
+    assert tokens.encode(found, "a<|endoftext|>b") == [64, 50256, 65]
 
 
 @pytest.mark.parametrize("name", ["stories260K", "stories15M"])
@@ -169,6 +173,31 @@ def test_a_file_that_is_no_tokenizer_is_named(made, tmp_path, content, words):
     with pytest.raises(UserError, match=words) as caught:
         made(["a"], {"kind": "hub", "name": str(tmp_path / "bad")})
     assert str(caught.value).startswith(str(tmp_path / "bad")) and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(("content", "words"), [
+    ("[]", "a JSON object is expected"), ("{", "not readable as JSON"),
+    ('{"eos_token": {"lstrip": false}}', "eos_token: a text is expected, or a mapping with a text as its content"),
+    ('{"eos_token": 5}', "eos_token: a text is expected"), ('{"eos_token": {"content": null}}', None), ('{"eos_token": null}', None),
+])  # fmt: skip
+@pytest.mark.parametrize("name", ["tokenizer_config.json", "special_tokens_map.json"])
+def test_files_beside_a_tokenizer_that_are_not_as_they_should_be(made, tmp_path, name, content, words):
+    tokenizer = save(unigram(), tmp_path / "t5")
+    (tmp_path / "t5" / name).write_text(content)
+    if words is None:
+        assert documents(made(["the dog"], tokenizer))[0][-1] == 0
+        return
+    with pytest.raises(UserError) as caught:
+        made(["the dog"], tokenizer)
+    assert str(caught.value).startswith(f"{tmp_path / 't5' / name}: {words}") and "\n" not in str(caught.value)
+
+
+def test_added_tokens_that_are_none_are_told(made, tmp_path):
+    definition = json.loads(unigram().to_str())
+    (tmp_path / "t5").mkdir()
+    (tmp_path / "t5/tokenizer.json").write_text(json.dumps({**definition, "added_tokens": [{"id": 3}]}))
+    with pytest.raises(UserError, match=r"tokenizer\.json is no tokenizer: "):
+        made(["the dog"], {"kind": "hub", "name": str(tmp_path / "t5")})
 
 
 def test_a_tokenizer_that_ends_nothing_is_named(made, tmp_path):
@@ -257,6 +286,17 @@ def test_a_stream_is_split_between_words(make, tmp_path, data_folder):
     assert "".join(parts.values()) == written
     assert 79_900 < len(parts["train"]) <= 80_000
     assert parts["validation"][0] == parts["test"][0] == " "
+
+
+@pytest.mark.parametrize("shares", [{}, {"validation": 0}, {"test": 0.1}, {"validation": 0, "test": 0.1}])
+@pytest.mark.parametrize("tokenizer", ["gpt2-bpe", "bpe"])
+def test_no_word_of_a_stream_is_lost(make, tmp_path, data_folder, tokenizer, shares):
+    written = (data_folder / "tinyshakespeare.txt").read_text()[-70_000:]
+    (tmp_path / "a.txt").write_text(written)
+    chosen = {"kind": "bpe", "vocabulary": 300} if tokenizer == "bpe" else {"kind": "hub", "name": str(data_folder / tokenizer)}
+    found = make(text, kind="text", files=[str(tmp_path / "a.txt")], tokenizer=chosen, **shares)
+    splits = [split for split in ("train", "validation", "test") if split in found.facts["tokens"]]
+    assert "".join(tokens.decode(found, tokens.read(found, split)) for split in splits) == written
 
 
 @pytest.mark.parametrize(("before", "line"), [(b"", 1), (b"one\ntwo \xc3\xa4\n", 3), (b"x" * 70, 1), (b"x\n" * 40, 41)])

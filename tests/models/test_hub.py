@@ -77,7 +77,7 @@ def test_half_precision_is_what_the_artifact_holds(tmp_path, published, ids):
     assert model.losses(model(ids), ids).dtype == torch.float32
 
 
-@pytest.mark.parametrize("name", ["llama", "gemma3", "gpt2", "gpt-neo", "gpt-neox"])
+@pytest.mark.parametrize("name", ["llama", "llama-scaled", "phi3-scaled", "olmo2", "gemma3", "gpt2", "gpt-neo", "gpt-neox"])
 def test_a_session_goes_on_as_the_whole_text_does_also_beyond_its_context(tmp_path, ids, name):
     model, _ = fetch(spec(write(tmp_path, name)), FACTS)
     text = ids.flatten()
@@ -114,11 +114,11 @@ def test_weights_of_an_encoder_with_a_head_are_taken_without_it(tmp_path, ids):
 
 def test_an_encoder_of_an_unknown_family_needs_no_pooler_either(tmp_path, published, ids):
     settings = {"vocab_size": VOCABULARY, "hidden_size": 16, "intermediate_size": 28, "num_hidden_layers": 1, "num_attention_heads": 4}
-    headed = hf.RobertaForMaskedLM(hf.RobertaConfig(**settings)).eval()
-    headed.save_pretrained(tmp_path / "roberta")
-    model = checkpoint.load(published(spec(tmp_path / "roberta", modules={"blocks.0.mlp_out": "encoder.layer.0.output.dense"})))
+    headed = hf.RobertaPreLayerNormForMaskedLM(hf.RobertaPreLayerNormConfig(**settings)).eval()
+    headed.save_pretrained(tmp_path / "other")
+    model = checkpoint.load(published(spec(tmp_path / "other", modules={"blocks.0.mlp_out": "encoder.layer.0.output.dense"})))
     with torch.no_grad():
-        torch.testing.assert_close(model(ids), headed.roberta(ids).last_hidden_state)
+        torch.testing.assert_close(model(ids), headed.roberta_prelayernorm(ids).last_hidden_state)
     assert record(model, ids, ["blocks.0.mlp_out"])["blocks.0.mlp_out"].shape == (3, 10, 16)
     assert not model.scored
 
@@ -148,10 +148,10 @@ def test_an_unknown_family_names_its_modules(tmp_path, published, ids):
     values = record(known, ids, wanted)
     folder = tmp_path / "llama"
     config = json.loads((folder / "config.json").read_text())
-    other = {"model_type": "smollm3", "architectures": ["SmolLM3ForCausalLM"], "no_rope_layers": [1, 1, 1]}
+    other = {"model_type": "granite", "architectures": ["GraniteForCausalLM"], "attention_multiplier": 0.5}  # 1 / sqrt(width of a head)
     (folder / "config.json").write_text(json.dumps({**config, **other}))
     with pytest.raises(
-        UserError, match=r"the family 'smollm3' is not one whose hooks are known \(bert, .*\); give its hooks under modules"
+        UserError, match=r"the family 'granite' is not one whose hooks are known \(bert, .*\); give its hooks under modules"
     ):
         fetch(spec(folder), FACTS)
     modules = {

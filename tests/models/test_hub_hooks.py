@@ -10,7 +10,9 @@ from pipeline.models.hub import Spec, fetch
 from pipeline.study import hub_families
 
 FACTS = {"form": "tokens", "vocabulary": VOCABULARY}
-LAST_MAP = {"gpt": "mlp.c_proj", "gpt-neox": "mlp.dense_4h_to_h", "bert": "output.dense"}
+LAST_MAP = {"gpt": "mlp.c_proj", "gpt-neox": "mlp.dense_4h_to_h", "distilbert": "ffn.lin2"} | {
+    name: "output.dense" for name in ENCODERS if name != "distilbert"
+}
 CASES = [(name, hook) for name in CONFIGS for hook in hub_families.HOOKS if not (name in PARALLEL and hook == "resid_mid")]
 _made: dict = {}
 
@@ -101,13 +103,15 @@ def test_the_stream_adds_up(made, ids, name):
                 assert torch.equal(post, mid + mlp)
 
 
-def test_in_bert_a_norm_follows_each_sum(made, ids):
-    model, _ = made("bert")
+@pytest.mark.parametrize("name", ENCODERS)
+def test_in_encoders_a_norm_follows_each_sum(made, ids, name):
+    model, _ = made(name)
     found, _ = seen_by(model, ids)
-    for n, block in enumerate(model.network.encoder.layer):
+    norms = ("sa_layer_norm", "output_layer_norm") if name == "distilbert" else ("attention.output.LayerNorm", "output.LayerNorm")
+    for n, block in enumerate(model.network.get_submodule(hub_families.FAMILIES[name].blocks)):
         at = {hook: found[f"blocks.{n}.{hook}"] for hook in hub_families.HOOKS}
-        assert torch.equal(at["resid_mid"], block.attention.output.LayerNorm(at["attn_out"] + at["resid_pre"]))
-        assert torch.equal(at["resid_post"], block.output.LayerNorm(at["mlp_out"] + at["resid_mid"]))
+        assert torch.equal(at["resid_mid"], block.get_submodule(norms[0])(at["attn_out"] + at["resid_pre"]))
+        assert torch.equal(at["resid_post"], block.get_submodule(norms[1])(at["mlp_out"] + at["resid_mid"]))
 
 
 @pytest.mark.parametrize("name", CONFIGS)
@@ -120,7 +124,7 @@ def test_the_hidden_layer_is_what_the_last_map_takes(made, ids, name):
         last = block.get_submodule(path)
         weight = last.weight if isinstance(last, hf.pytorch_utils.Conv1D) else last.weight.T
         out = found[f"blocks.{n}.mlp_hidden"] @ weight + (last.bias if last.bias is not None else 0)
-        if "gemma2" in name or "gemma3" in name:
+        if name in ("gemma2", "gemma3", "olmo2", "olmo3"):
             out = block.post_feedforward_layernorm(out)
         torch.testing.assert_close(out, found[f"blocks.{n}.mlp_out"], rtol=1e-4, atol=1e-4)
 
@@ -179,7 +183,7 @@ def test_recording_ends_with_the_last_hook_and_leaves_no_callback(made, ids, nam
     assert callbacks(model) == before
 
 
-@pytest.mark.parametrize("name", ["llama", "bert"])
+@pytest.mark.parametrize("name", ["llama", "olmo2", "bert", "distilbert"])
 def test_what_was_recorded_is_not_changed_by_what_is_spliced_in(made, ids, name):
     """The stream between attention and MLP is written in place; what a tap saw of it stays."""
     model, _ = made(name)

@@ -123,11 +123,10 @@ def test_a_description_that_is_not_understood(write, config, message):
     ("settings", "message"),
     [
         ({"layers": 2}, "layers: the checkpoint has its own; leave out layers"),
-        ({"context": 9}, "context: 9: the checkpoint was trained with 8 tokens"),
         ({"training": {"steps": 5, "batch": 4}}, "training: a checkpoint is not trained here, so steps would mean nothing"),
         ({"step": "last"}, "step"),
     ],
-    ids=["shape", "context", "training", "step"],
+    ids=["shape", "training", "step"],
 )
 def test_what_cannot_be_set_beside_a_checkpoint(write, settings, message):
     with pytest.raises(ValidationError, match=re.escape(message)):
@@ -138,6 +137,34 @@ def test_shapes_that_are_given_have_to_be_the_checkpoints(write):
     given = {"layers": 2, "width": 16, "heads": 2, "kv_heads": 2}
     with pytest.raises(UserError, match=r"heads: 2 is given, and the checkpoint .* has 4"):
         fetch(spec(write(), **given), FACTS)
+
+
+@pytest.mark.parametrize("context", [9, "9", 9.0, "1e3", 4096])
+@pytest.mark.parametrize("given", [{}, {key: SHAPE[key] for key in ("layers", "width", "heads", "kv_heads")}], ids=["own", "given"])
+def test_more_tokens_than_it_was_trained_with_are_refused_however_they_are_written(write, context, given):
+    """By the study, and where the checkpoint is read: settings that hold all of the shape are those of a step as well."""
+    asked = spec(write(), context=context, **given)
+    message = f"context: {asked.context}: the checkpoint was trained with 8 tokens"
+    assert asked.problems() == [message]
+    with pytest.raises(UserError, match=message):
+        fetch(asked, FACTS)
+    assert spec(write(), context="8", **given).problems() == []
+
+
+def test_a_shape_is_compared_where_a_study_is_parsed(write, tmp_path):
+    given = {"layers": 2, "width": 16, "heads": 2, "kv_heads": None, "context": 8}
+    assert spec(write(), **given).problems() == [f"heads: 2 is given, and the checkpoint '{tmp_path}/checkpoints' has 4"]
+    assert spec(str(tmp_path / "none"), **given).problems() == [f"checkpoint: there is no folder '{tmp_path}/none'"]
+
+
+def test_its_folder_is_also_looked_for_in_the_data_folder(write, model, ids, tmp_path, monkeypatch):
+    write()
+    monkeypatch.setenv("SAEFLOW_DATA", str(tmp_path))
+    parsed = spec("checkpoints")
+    assert parsed.sources()[0] == str(tmp_path / "checkpoints" / "model_000650.pt")
+    assert torch.equal(fetch(parsed, FACTS)[0](ids), model(ids))
+    with pytest.raises(ValidationError, match="there is no folder 'others'"):
+        spec("others")
 
 
 def test_a_file_that_runs_code_when_unpickled_is_refused(write, tmp_path):

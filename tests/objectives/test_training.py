@@ -34,7 +34,7 @@ def begun(facts: dict, *kinds: str, **settings):
 def test_all_together_are_written_down_at_every_measurement(split):
     facts, data = split
     model, settings, found = begun(facts, *names())
-    rows = train(model, settings, data, data, found).curve.rows
+    rows = train(Run(model, settings, data, data, found)).curve.rows
     assert len(rows) == 3
     assert {*TERMS, "l0_gates_open", "online_sae_fve", "online_sae_l0"} <= rows[0].keys()
     assert "topk_mlp" not in rows[0]
@@ -45,7 +45,7 @@ def test_all_together_are_written_down_at_every_measurement(split):
 def test_a_large_weight_makes_its_term_fall(split, kind):
     facts, data = split
     model, settings, found = begun(facts, kind, weight=10.0)
-    rows = train(model, settings, data, None, found).curve.rows
+    rows = train(Run(model, settings, data, None, found)).curve.rows
     name = kind.replace("-", "_")
     assert rows[-1][name] < 0.8 * rows[0][name]
 

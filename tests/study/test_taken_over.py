@@ -86,6 +86,31 @@ def test_widths_from_a_configuration(config, hook, expected):
     assert hub_families.hooks(config)[f"blocks.0.{hook}"] == expected
 
 
+@pytest.mark.parametrize(
+    ("config", "tokens"),
+    [
+        ({"model_type": "bert", "max_position_embeddings": 512, "pad_token_id": 0}, 512),
+        ({"model_type": "roberta", "max_position_embeddings": 514, "pad_token_id": 1}, 512),
+        ({"model_type": "xlm-roberta", "max_position_embeddings": 514}, 512),
+        ({"model_type": "camembert", "max_position_embeddings": 514, "pad_token_id": 0}, 513),
+        ({"model_type": "distilbert", "max_position_embeddings": 512, "pad_token_id": 0}, 512),
+        ({"model_type": "unknown", "max_position_embeddings": 514, "pad_token_id": 1}, 514),
+        ({"model_type": "unknown"}, None),
+    ],
+    ids=str,
+)
+def test_the_longest_text_from_a_configuration(config, tokens):
+    assert hub_families.longest(config) == tokens
+
+
+def test_angles_that_depend_on_the_length_of_a_text():
+    for kind, yes in (("default", False), ("llama3", False), ("yarn", False), ("longrope", True), ("dynamic", True)):
+        assert hub_families.scales_with_length({"rope_parameters": {"rope_type": kind}}) == yes
+        assert hub_families.scales_with_length({"rope_parameters": {"full_attention": {"rope_type": kind}}}) == yes
+    assert not hub_families.scales_with_length({})
+    assert not hub_families.scales_with_length({"rope_parameters": None})
+
+
 def test_a_parallel_block_has_no_middle(faults, folder):
     neox = {**LLAMA, "model_type": "gpt_neox"}
     text = faults(f"architecture: hub, name: {folder(neox)}", hook="blocks.0.resid_mid")
@@ -124,10 +149,10 @@ def test_folders_that_lack_something(faults, folder):
 
 
 def test_an_unknown_family_has_the_hooks_that_it_is_given(study, faults, folder):
-    olmo = {**LLAMA, "model_type": "olmo"}
-    model = f"architecture: hub, name: {folder(olmo)}"
+    granite = {**LLAMA, "model_type": "granite"}
+    model = f"architecture: hub, name: {folder(granite)}"
     text = faults(model)
-    assert "models.it.modules: the family 'olmo' is not one whose hooks are known (bert, gemma, " in text
+    assert "models.it.modules: the family 'granite' is not one whose hooks are known (bert, camembert, " in text
     model += ", modules: {blocks.0.mlp_out: model.layers.0.mlp}"
     assert study(model).width("acts", "blocks.0.mlp_out") is None
     assert "'blocks.1.mlp_out' is not a hook of it" in faults(model, hook="blocks.1.mlp_out")
@@ -194,3 +219,9 @@ def test_the_hooks_of_a_nanochat_checkpoint(study, faults, tmp_path):
     assert parsed.models["it"].settings()["training"] == {"batch": 32}
     assert "is not a hook of it" in faults(model, hook="blocks.2.mlp_hidden")
     assert "models.it.layers: the checkpoint has its own" in faults(model + ", layers: 2")
+    for context in (33, "'33'", "1e3"):
+        assert re.search(r"models\.it\.context: \d+: the checkpoint was trained with 32 tokens", faults(f"{model}, context: {context}"))
+    assert study(f"{model}, context: '31'").models["it"].context == 31
+    given = "layers: 2, width: 8, heads: 2, kv_heads: 1"
+    assert "models.it.context: 4096: the checkpoint was trained with 32 tokens" in faults(f"{model}, {given}, context: 4096")
+    assert "models.it.kv_heads: 2 is given, and the checkpoint" in faults(f"{model}, {given.replace('1', '2')}, context: 9")

@@ -57,6 +57,14 @@ def test_they_take_at_most_their_share_of_the_time(tmp_path, monkeypatch):
     assert snapshots.due()
 
 
+def test_a_damaged_one_is_discarded(tmp_path, capfd):
+    snapshots = Snapshots(tmp_path, "x")
+    snapshots.save({"a": torch.zeros(3)}, {})
+    snapshots.file.write_bytes(snapshots.file.read_bytes()[:-2])
+    assert snapshots.load() is None
+    assert "not readable" in capfd.readouterr().err
+
+
 def test_random_draws_go_on_where_they_were():
     torch.manual_seed(5)
     state = {name: value.clone() for name, value in random_state().items()}

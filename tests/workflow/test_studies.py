@@ -93,7 +93,7 @@ def test_every_kind_of_model_goes_the_whole_way(tmp_path: Path, data_folder: Pat
     assert json.loads((models / "plain/sample.json").read_text())["prompt"] == "Once"
     config = torch.load(models / "bdh/bdh_checkpoint.pt", weights_only=True)["config"]
     assert (config["n_layer"], config["n_embd"], config["vocab_size"]) == (2, 16, 512)
-    assert list((tmp_path / "results/models/logs/tracking/plain/tensorboard").iterdir())
+    assert list((tmp_path / "results/models/logs/models/plain/tensorboard").iterdir())
     table = {row["activations"]: row for row in csv.DictReader((tmp_path / "results/models/report/saes.csv").open())}
     assert set(table) == {"shaped_weight=0.01", "shaped_weight=0.1", "nanochat", "bdh", "llama"}
     assert all(0 < float(row["fve"]) <= 1 for row in table.values())

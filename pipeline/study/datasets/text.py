@@ -1,6 +1,7 @@
 """Texts as tokens: files, a URL, a dataset of the Hugging Face hub, or a corpus with a pinned content."""
 
 import glob
+import os
 import re
 from pathlib import Path, PurePosixPath
 from typing import Annotated, ClassVar, Literal, Self
@@ -18,8 +19,9 @@ SOURCES = ("corpus", "files", "url", "hub")
 
 
 def expand(pattern: str) -> list[str]:
-    """The files that a path or glob means, sorted; a plain path stands for itself, there or not."""
-    if not glob.has_magic(pattern):
+    """The files that a path or glob means, sorted; a plain path stands for itself, there or not, and so does one that is
+    there, whatever signs are in its name."""
+    if not glob.has_magic(pattern) or Path(pattern).is_file():
         return [pattern]
     found = glob.glob(pattern, recursive=True)  # noqa: PTH207  (Path.glob takes no absolute pattern)
     return sorted(file for file in found if Path(file).is_file())
@@ -54,6 +56,9 @@ class Text(Dataset):
 
     A single .txt file without a separator in it is one stream. In everything else the splits are made of whole documents:
     a document's split depends on `seed` and its number alone, so it stays when documents are appended.
+
+    A byte order mark at the beginning of a .txt is left out. What a document says is text: the name of a special token in it,
+    such as <|endoftext|> or <s>, does not become that token. (Between the documents of a .txt stands its `separator`.)
     """
 
     form: ClassVar[str] = "tokens"
@@ -98,8 +103,12 @@ class Text(Dataset):
         return tuple(split for split in SPLITS if split == "train" or getattr(self, split) > 0)
 
     def paths(self) -> list[str]:
-        """Files that `files` names, each once: globs expanded, in the study's order."""
-        return list(dict.fromkeys(file for pattern in self.files or () for file in expand(pattern)))
+        """Files that `files` names, each once however it is written: globs expanded, in the study's order."""
+        found: dict[str, str] = {}
+        for pattern in self.files or ():
+            for file in expand(pattern):
+                found.setdefault(os.path.abspath(file), file)  # noqa: PTH100  (resolve would follow links)
+        return list(found.values())
 
     def sources(self) -> list[str]:
         folder = inside(str(places.folder(self.hub))) if self.hub and is_path(self.hub) else []

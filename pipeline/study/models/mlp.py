@@ -44,6 +44,8 @@ class MLP(Trained):
         for layer in self.batch_norm:
             if layer > len(self.hidden):
                 raise ValueError(f"batch_norm: there is no hidden layer {layer}; hidden has {len(self.hidden)}")
+        if self.batch_norm and self.training.accumulate > 1:
+            raise ValueError("training: batch norm takes its statistics from a whole batch; accumulate has to be 1, or batch_norm empty")
         if self.batch_norm and self.training.batch < 3:
             raise ValueError("training: batch norm needs a batch of at least 3 rows: in smaller ones an odd row would be alone")
         return self

@@ -37,8 +37,8 @@ class Nanochat(Language):
     softcap: Positive = 15.0
     """Logits z become softcap * tanh(z / softcap)."""
     checkpoint: str | None = None
-    """A folder with nanochat's files model_XXXXXX.pt and meta_XXXXXX.json. The model is then taken over as it is: its shape comes
-    from there, and of `training` only `batch` counts."""
+    """A folder with nanochat's files model_XXXXXX.pt and meta_XXXXXX.json, also one in the data folder. The model is then taken over
+    as it is: its shape comes from there, and of `training` only `batch` counts."""
     step: Natural | None = None
     """The checkpoint's step; the last one when not given."""
 
@@ -46,6 +46,22 @@ class Nanochat(Language):
         if self.checkpoint is None:
             return []
         return [str(file) for file in nanochat_files.files(self.checkpoint, self.step)]
+
+    def problems(self) -> list[str]:
+        """What of its shape is not the checkpoint's, or what is wrong with the checkpoint's files."""
+        if self.checkpoint is None:
+            return []
+        try:
+            shape = nanochat_files.shape(self.checkpoint, self.step)
+        except ValueError as error:
+            return [f"checkpoint: {error}"]
+        given = {key: getattr(self, key) or self.heads for key in SHAPE}
+        wrong = [
+            f"{key}: {n} is given, and the checkpoint '{self.checkpoint}' has {shape[key]}" for key, n in given.items() if n != shape[key]
+        ]
+        if self.context > shape["context"]:
+            wrong.append(f"context: {self.context}: the checkpoint was trained with {shape['context']} tokens")
+        return wrong
 
     def hooks(self) -> dict[str, int]:
         widths = {hook: 4 * self.width if hook == "mlp_hidden" else self.width for hook in HOOKS}
@@ -67,7 +83,7 @@ class Nanochat(Language):
     @classmethod
     def _shape_of_the_checkpoint(cls, values: Any) -> Any:
         """Fills in the shape that the checkpoint has. Where all of it is given, as in what an artifact was made of, no file is
-        read: an artifact outlives the checkpoint it came from."""
+        read: an artifact outlives the checkpoint it came from. Whether what is given fits is asked once it is parsed (problems)."""
         if not isinstance(values, dict) or not isinstance(values.get("checkpoint"), str):
             return values
         given = [key for key in SHAPE if key in values]
@@ -83,11 +99,7 @@ class Nanochat(Language):
             shape = nanochat_files.shape(values["checkpoint"], step)
         except ValueError as error:
             raise ValueError(f"checkpoint: {error}") from None
-        most = shape.pop("context")
-        context = values.get("context", most)
-        if isinstance(context, int) and context > most:
-            raise ValueError(f"context: {context}: the checkpoint was trained with {most} tokens")
-        return {**values, **shape, "context": context}
+        return {**values, **shape, "context": values.get("context", shape["context"])}
 
     @model_validator(mode="after")
     def _fits(self) -> Self:
