@@ -127,3 +127,31 @@ def publish(root: Path, graph: Graph, probed: bool = False) -> Results:
             draft.write_json("probe.json", [SAMPLE])
     stages = ("dataset", "model", "sae", "evaluation", "features")
     return load(*([root / folder / MANIFEST for folder in some] for some in (*(graph.everything()[stage] for stage in stages), probes)))
+
+
+UNITS = {"tokens": 500, "types": 60, "hooks": ["mlp_hidden", "mlp_out"], "inactive_below": 0.01}
+UNLIKE = {
+    "gpt": ({**UNITS, "sparsity": [0.25], "rare": [0.0], "never": [0.0], "polysemanticity": [2.5]}, {"objectives_ratio": [0.125, 0.0625]}),
+    "bdh": (
+        {**UNITS, "hooks": ["xy_sparse", "xy_sparse"], "inactive_below": 0.0, "sparsity": [0.9, 0.8, 0.7], "rare": [0.1] * 3,
+         "never": [0.0] * 3, "polysemanticity": [1.0, 2.0, 3.0]},
+        {},
+    ),
+}  # fmt: skip
+
+
+@pytest.fixture
+def unlike_models(tmp_path) -> Results:
+    """Two language models of other depths and hooks, and one that was trained elsewhere."""
+    for name, (units, columns) in UNLIKE.items():
+        with publishing(tmp_path / "models" / name, "model", {"seed": 0}, {}) as draft:
+            draft.facts["parameters"] = 5
+            curve(draft, step=[1.0, 2.0], lr=[0.1, 0.1], train_loss=[3.0, 2.0], validation_loss=[3.5, 2.5], **columns)
+            losses = {"loss": 2.5, "perplexity": 12.25, "positions": 33}
+            draft.write_json("metrics.json", {"validation": losses, "train": losses})
+            draft.write_json("units.json", units)
+            draft.write_json("sample.json", {"prompt": f"<{name}>", "text": " goes on\n", "ids": [1]})
+    with publishing(tmp_path / "models" / "hub", "model", {"seed": 0}, {}) as draft:
+        draft.facts["parameters"] = 7
+        draft.write_json("metrics.json", {})
+    return load([], [tmp_path / "models" / name / MANIFEST for name in ("gpt", "bdh", "hub")], [], [], [], [])

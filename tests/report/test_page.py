@@ -206,3 +206,21 @@ def test_the_csv_has_every_sae_with_all_digits(results):
 )
 def test_what_variants_share_is_their_name_without_the_seed(variant, shared):
     assert without_seed(variant) == shared
+
+
+def test_models_of_other_depths_and_hooks_stand_in_one_table(unlike_models):
+    drawn = figures(unlike_models, {"models": {"gpt": "gpt", "bdh": "bdh"}, "activations": {}})
+    assert set(drawn) == {"model_gpt.svg", "model_bdh.svg", "tradeoff.svg"}
+    html = page(unlike_models, drawn, SPEC)
+    text = Reader(html).text
+    assert "gpt: 500 tokens of 60 types; silent: mlp_hidden with |a| < 0.01; polysemanticity: mlp_out" in text
+    assert "bdh: 500 tokens of 60 types; silent: xy_sparse with a = 0; polysemanticity: xy_sparse" in text
+    cells = Reader(html).rows
+    assert ["model", "quantity", "block 0", "block 1", "block 2"] in cells
+    assert ["gpt", "silent", "25.0 %", "", ""] in cells
+    assert ["bdh", "silent", "90.0 %", "80.0 %", "70.0 %"] in cells
+    found = {row[0]: row[1:] for row in cells if len(row) == 10}
+    assert found["gpt"] == ["12.25", "25.0 %", "0.0 %", "0.0 %", "2.500", "6.2 %", "–", "–", "1"]
+    assert found["bdh"] == ["12.25", "80.0 %", "10.0 %", "0.0 %", "2.000", "–", "–", "–", "1"]
+    assert "<gpt> goes on" in text
+    assert "the first model's" not in text
