@@ -1,5 +1,5 @@
 """Models: in, a dataset, and the files of a model trained elsewhere; out, the weights of each model variant and its losses, with
-the training curve, a sampled text and the like where it is trained here."""
+the training curve and the like where it is trained here; and a text that a language model goes on with."""
 
 
 rule train_model:
@@ -30,3 +30,32 @@ rule train_model:
         "Training the model {wildcards.model}"
     shell:
         "python -m pipeline.steps.train_model --spec {params.spec:q} --dataset {input.dataset:q} --out {params.out:q} > {log:q} 2>&1"
+
+
+rule sample_text:
+    """A text that a language model goes on with."""
+    input:
+        model=rules.train_model.output.manifest,
+        dataset=graph.dataset_manifest,
+    output:
+        manifest=graph.at("sample", "manifest.json"),
+        run=graph.at("sample", "run.json"),
+        sample=graph.at("sample", "sample.json"),
+    log:
+        graph.log("sample", "sample_text.log"),
+    benchmark:
+        graph.log("sample", "sample_text.tsv")
+    threads: lambda wildcards: graph.study.models[wildcards.model].threads
+    resources:
+        mem_mb=lambda wildcards, attempt: 3000 * attempt,
+        runtime=lambda wildcards, attempt: 30 * attempt,
+    params:
+        **code("pipeline.steps.sample_text"),
+        architecture=lambda wildcards: graph.code_of("model", wildcards),
+        spec=lambda wildcards: graph.spec("sample", wildcards),
+        out=subpath(output.manifest, parent=True),
+    message:
+        "Sampling a text of the model {wildcards.model}"
+    shell:
+        "python -m pipeline.steps.sample_text --spec {params.spec:q} --model {input.model:q} --dataset {input.dataset:q} --out {params.out:q}"
+        " > {log:q} 2>&1"

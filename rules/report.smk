@@ -6,6 +6,7 @@ rule write_report:
     input:
         datasets=graph.all_of("dataset"),
         models=graph.all_of("model"),
+        samples=graph.all_of("sample"),
         saes=graph.all_of("sae"),
         evaluation=graph.all_of("evaluation"),
         features=graph.all_of("features"),
@@ -50,6 +51,6 @@ rule write_report:
     message:
         "Writing the report"
     shell:
-        "python -m pipeline.steps.write_report --spec {params.spec:q} --datasets {input.datasets:q} --models {input.models:q}"
+        "python -m pipeline.steps.write_report --spec {params.spec:q} --datasets {input.datasets:q} --models {input.models:q} --samples {input.samples:q}"
         " --saes {input.saes:q} --evaluation {input.evaluation:q} --features {input.features:q} --probes {input.probes:q}"
         " --out {params.out:q} > {log:q} 2>&1"

@@ -9,7 +9,7 @@ from pipeline.console import say
 from pipeline.study.graph import Graph
 
 RESULTS = Path("results")
-DEPTHS = {"datasets": 1, "models": 1, "activations": 2, "saes": 3, "evaluation": 3, "features": 3, "probe": 3}
+DEPTHS = {"datasets": 1, "models": 1, "samples": 1, "activations": 2, "saes": 3, "evaluation": 3, "features": 3, "probe": 3}
 """How deep under its stage's folder an artifact lies."""
 
 

@@ -61,9 +61,10 @@ def blocks(results: Results) -> list[dict[str, Any]]:
     ]
 
 
-def samples(results: Results) -> list[Model]:
-    """Models that left a text; of several seeds the first."""
-    return [models[0] for models in results.model_groups().values() if models[0].sample]
+def samples(results: Results) -> list[dict[str, Any]]:
+    """Texts that models went on with; of several seeds the first."""
+    first = [models[0] for models in results.model_groups().values()]
+    return [{"name": model.name, **model.sample.read_json("sample.json")} for model in first if model.sample]
 
 
 def compared(results: Results) -> dict[str, list[Model]]:

@@ -22,7 +22,7 @@ class Model:
     curve: pa.Table | None
     metrics: dict[str, dict[str, float]]
     units: dict[str, Any] | None
-    sample: dict[str, Any] | None
+    sample: Artifact | None
 
 
 @dataclass(frozen=True)
@@ -73,6 +73,7 @@ class Results:
         """Every artifact that the report reads, by its folder's name under the study's."""
         found = {f"datasets/{name}": artifact for name, artifact in self.datasets.items()}
         found |= {f"models/{model.name}": model.artifact for model in self.models}
+        found |= {f"samples/{model.name}": model.sample for model in self.models if model.sample}
         for sae in self.saes:
             parts = {"saes": sae.artifact, "evaluation": sae.evaluation, "features": sae.features, "probe": sae.probe}
             found |= {f"{stage}/{sae.activations}/{sae.hook}/{sae.name}": one for stage, one in parts.items() if one}
@@ -80,7 +81,13 @@ class Results:
 
 
 def load(
-    datasets: list[Path], models: list[Path], saes: list[Path], evaluation: list[Path], features: list[Path], probes: list[Path]
+    datasets: list[Path],
+    models: list[Path],
+    samples: list[Path],
+    saes: list[Path],
+    evaluation: list[Path],
+    features: list[Path],
+    probes: list[Path],
 ) -> Results:
     """Reads everything the report shows from manifests."""
     evaluated, described, probed = _by_sae(evaluation), _by_sae(features), _by_sae(probes)
@@ -99,16 +106,17 @@ def load(
                 probe=probed.get(key),
             )
         )
+    texts = {path.parent.name: Artifact.open(path) for path in samples}
     return Results(
         datasets={path.parent.name: Artifact.open(path) for path in datasets},
-        models=[_model(path) for path in models],
+        models=[_model(path, texts.get(path.parent.name)) for path in models],
         saes=trained,
     )
 
 
-def _model(manifest: Path) -> Model:
+def _model(manifest: Path, sample: Artifact | None) -> Model:
     artifact = Artifact.open(manifest)
-    units, sample = (artifact.read_json(name) if name in artifact.files else None for name in ("units.json", "sample.json"))
+    units = artifact.read_json("units.json") if "units.json" in artifact.files else None
     curve = pq.read_table(artifact.file("training.parquet")) if "training.parquet" in artifact.files else None
     return Model(manifest.parent.name, artifact, curve, artifact.read_json("metrics.json"), units, sample)
 

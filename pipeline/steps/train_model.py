@@ -9,15 +9,12 @@ from typing import Any
 import torch
 
 from pipeline.artifacts.manifest import Artifact, Draft, publishing
-from pipeline.artifacts.seeds import derive
 from pipeline.code import code
-from pipeline.datasets import tokens
 from pipeline.models import checkpoint
 from pipeline.models.base import Network
 from pipeline.models.examples import Examples, examples
 from pipeline.models.language import LanguageModel
 from pipeline.models.measure import measure, units
-from pipeline.models.sample import go_on
 from pipeline.models.train import Result, Run, train
 from pipeline.steps import command
 from pipeline.study.language import Language
@@ -48,7 +45,7 @@ def main(spec: dict[str, Any], dataset: Path, out: Path) -> None:
     with publishing(out, "model", spec, {"dataset": data}) as draft:
         if result:
             _write_run(draft, model, settings, result)
-            _write_language(draft, model, settings, data, splits)
+            _write_language(draft, model, settings, splits)
         draft.facts["pretrained"] = bool(fetched)
         checkpoint.save(draft, model, spec, facts)
         draft.write_json("metrics.json", _losses(model, settings, splits) if model.scored else {})
@@ -102,14 +99,10 @@ def _write_run(draft: Draft, model: Network, settings: Model, result: Result) ->
         checkpoint.write_weights(draft.path("best.safetensors"), result.best)
 
 
-def _write_language(draft: Draft, model: Network, settings: Model, data: Artifact, splits: dict[str, Examples]) -> None:
-    """What a language model leaves besides: a sampled text, its units on the pool, a checkpoint for other tools."""
+def _write_language(draft: Draft, model: Network, settings: Model, splits: dict[str, Examples]) -> None:
+    """What a language model leaves besides: its units on the pool, a checkpoint for other tools."""
     if not isinstance(model, LanguageModel) or not isinstance(settings, Language):
         return
-    sample = settings.sample
-    prompt = tokens.encode(data, sample.prompt) or [tokens.beginning(data)]
-    ids = go_on(model, prompt, sample.tokens, sample.top_k, sample.temperature, derive(settings.seed, "model", "sample"))
-    draft.write_json("sample.json", {"prompt": sample.prompt, "text": tokens.decode(data, ids), "ids": ids})
     draft.write_json("units.json", units(model, settings, splits))
     checkpoint.export(settings, model, draft)
 

@@ -20,6 +20,7 @@ def main(
     spec: dict[str, Any],
     datasets: list[Path],
     models: list[Path],
+    samples: list[Path],
     saes: list[Path],
     evaluation: list[Path],
     features: list[Path],
@@ -27,7 +28,7 @@ def main(
     out: Path,
 ) -> None:
     """Write the report of a study from the manifests of all it made."""
-    results = load(datasets, models, saes, evaluation, features, probes)
+    results = load(datasets, models, samples, saes, evaluation, features, probes)
     with publishing(out, "report", spec, results.artifacts()) as draft:
         drawn = figures(results, spec["entries"])
         for name, figure in drawn.items():

@@ -29,6 +29,7 @@ class Graph:
     ARTIFACTS = {
         "dataset": "datasets/{dataset}",
         "model": "models/{model}",
+        "sample": "samples/{model}",
         "activations": "activations/{activations}/{split}",
         "sae": "saes/{activations}/{hook}/{sae}",
         "evaluation": "evaluation/{activations}/{hook}/{sae}",
@@ -146,6 +147,7 @@ class Graph:
         return {
             "dataset": [{"dataset": dataset} for dataset in study.datasets],
             "model": [{"model": model} for model in study.models],
+            "sample": [{"model": name} for name, model in study.models.items() if isinstance(model, Language)],
             "activations": [{"activations": a, "split": split} for a, one in study.activations.items() for split in one.spec.splits],
             "sae": names,
             "evaluation": names,
@@ -163,6 +165,11 @@ class Graph:
 
     def _model(self, wildcards: Any) -> dict:
         return self.study.models[wildcards.model].settings()
+
+    def _sample(self, wildcards: Any) -> dict:
+        model = self.study.models[wildcards.model]
+        assert isinstance(model, Language)
+        return {**model.sample.model_dump(mode="json"), "seed": model.seed, "threads": model.threads}
 
     def _activations(self, wildcards: Any) -> dict:
         return {**self.study.activations[wildcards.activations].spec.settings(), "split": wildcards.split}

@@ -13,7 +13,7 @@ from pipeline.study.training import Beta, Schedule
 
 
 class Sample(Spec):
-    """A text that the model goes on with when its training has ended; the report shows it."""
+    """A text that the trained model goes on with; the report shows it."""
 
     prompt: str = ""
     """What it begins with; as a document begins when empty."""
@@ -84,6 +84,9 @@ class Language(Trained):
 
     def cores(self) -> int:
         return self.threads * self.training.processes
+
+    def settings(self) -> dict:
+        return {key: value for key, value in super().settings().items() if key != "sample"}
 
     def kinds_of_objective(self) -> list[str]:
         """The kinds its objectives are of, each once."""

@@ -14,7 +14,7 @@ from pipeline.artifacts.manifest import MANIFEST
 from tests.models.test_resume import killed_at
 
 GPT = {
-    "architecture": "gpt", "layers": 2, "width": 16, "heads": 2, "context": 8, "threads": 1, "sample": {"tokens": 5},
+    "architecture": "gpt", "layers": 2, "width": 16, "heads": 2, "context": 8, "threads": 1,
     "training": {
         "steps": 40, "batch": 8, "lr": 0.01, "validate_every": 10, "precision": "float64", "schedule": {"shape": "plateau", "patience": 0},
     },

@@ -32,7 +32,6 @@ GPT = {
     "objectives": [
         {"objective": "orthogonality", "weight": 0.1, "tokens": 8}, {"objective": "l0-gates"}, {"objective": "online-sae", "every": 2},
     ],
-    "sample": {"tokens": 5},
 }  # fmt: skip
 
 

@@ -1,5 +1,7 @@
 """Training of models: it learns, it is a function of (dataset, spec, seed), and it measures what it says."""
 
+import shutil
+
 import numpy as np
 import pytest
 import torch
@@ -269,3 +271,13 @@ def test_gradient_norms_are_means_of_those_before_clipping(make_tokens):
     gradients = torch.autograd.grad(model.losses(model(inputs), targets).mean(), list(model.parameters()))
     expected = torch.cat([one.flatten() for one in gradients]).norm().item()
     assert train(Run(model, settings, split, None)).curve.rows[0]["grad_norm"] == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not shutil.which("g++") and not shutil.which("clang++"), reason="torch.compile needs a C++ compiler")
+def test_a_compiled_forward_trains_the_same_weights(make_tokens):
+    eager, _, _ = overfitted(make_tokens, steps=5)
+    compiled, _, _ = overfitted(make_tokens, steps=5, compile=True)
+    assert compiled.state_dict().keys() == eager.state_dict().keys()
+    for name, value in eager.state_dict().items():
+        assert torch.allclose(compiled.state_dict()[name], value, atol=1e-4), name

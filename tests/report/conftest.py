@@ -107,6 +107,9 @@ def publish(root: Path, graph: Graph, probed: bool = False) -> Results:
             draft.facts["parameters"] = 98765
             curve(draft, step=[1.0, 2.0], lr=[0.1, 0.2], train_loss=[3.0, 2.0], validation_loss=[3.5, 2.5])
             draft.write_json("metrics.json", {"train": {"loss": 2.0, "positions": 77}, "validation": {"loss": 2.5, "positions": 33}})
+    for folder in graph.everything()["sample"]:
+        with publishing(root / folder, "sample", {"seed": 0}, {}) as draft:
+            draft.write_json("sample.json", {"prompt": "", "text": "goes on", "ids": [1]})
     for folder in graph.everything()["sae"]:
         name = folder.rpartition("/")[2]
         seed = int(name[-1]) if "seed" in name else 0
@@ -125,7 +128,7 @@ def publish(root: Path, graph: Graph, probed: bool = False) -> Results:
     for folder in probes:
         with publishing(root / folder, "probe", {"active_above": 0.75}, {}) as draft:
             draft.write_json("probe.json", [SAMPLE])
-    stages = ("dataset", "model", "sae", "evaluation", "features")
+    stages = ("dataset", "model", "sample", "sae", "evaluation", "features")
     return load(*([root / folder / MANIFEST for folder in some] for some in (*(graph.everything()[stage] for stage in stages), probes)))
 
 
@@ -150,8 +153,10 @@ def unlike_models(tmp_path) -> Results:
             losses = {"loss": 2.5, "perplexity": 12.25, "positions": 33}
             draft.write_json("metrics.json", {"validation": losses, "train": losses})
             draft.write_json("units.json", units)
+        with publishing(tmp_path / "samples" / name, "sample", {"seed": 0}, {}) as draft:
             draft.write_json("sample.json", {"prompt": f"<{name}>", "text": " goes on\n", "ids": [1]})
     with publishing(tmp_path / "models" / "hub", "model", {"seed": 0}, {}) as draft:
         draft.facts["parameters"] = 7
         draft.write_json("metrics.json", {})
-    return load([], [tmp_path / "models" / name / MANIFEST for name in ("gpt", "bdh", "hub")], [], [], [], [])
+    samples = [tmp_path / "samples" / name / MANIFEST for name in UNLIKE]
+    return load([], [tmp_path / "models" / name / MANIFEST for name in ("gpt", "bdh", "hub")], samples, [], [], [], [])

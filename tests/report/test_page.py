@@ -138,7 +138,7 @@ def test_nothing_of_the_data_or_the_study_is_markup(results):
 
 def test_the_study_can_be_walked_back_from_the_page(html, results):
     rows = {row["artifact"]: row for row in table(html, "artifact")}
-    assert list(rows) == ["datasets/text", "models/gpt"] + [
+    assert list(rows) == ["datasets/text", "models/gpt", "samples/gpt"] + [
         f"{stage}/mlp/blocks.0.mlp_out/{name}"
         for name in ("topk_seed=0", "topk_seed=1", "dead")
         for stage in ("saes", "evaluation", "features")

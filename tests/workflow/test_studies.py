@@ -90,7 +90,7 @@ def test_every_kind_of_model_goes_the_whole_way(tmp_path: Path, data_folder: Pat
     units = {name: json.loads((models / name / "units.json").read_text()) for name in ("plain", "shaped_weight=0.1", "nanochat", "bdh")}
     assert min(units["shaped_weight=0.1"]["sparsity"]) >= 0.75  # 16 of 64 stay, of which some are small
     assert max(units["plain"]["sparsity"]) < 0.75
-    assert json.loads((models / "plain/sample.json").read_text())["prompt"] == "Once"
+    assert json.loads((tmp_path / "results/models/samples/plain/sample.json").read_text())["prompt"] == "Once"
     config = torch.load(models / "bdh/bdh_checkpoint.pt", weights_only=True)["config"]
     assert (config["n_layer"], config["n_embd"], config["vocab_size"]) == (2, 16, 512)
     assert list((tmp_path / "results/models/logs/models/plain/tensorboard").iterdir())
