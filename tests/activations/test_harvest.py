@@ -56,7 +56,7 @@ def expected(model, text) -> dict[str, np.ndarray]:
     """The hooks' values, window by window, with a plain forward."""
     found = {hook: [] for hook in HOOKS}
     for start in range(0, 61, 8):
-        window = text.ids[None, start : min(start + 8, 61)]
+        window = torch.from_numpy(text.ids[None, start : min(start + 8, 61)].astype(np.int64))
         with torch.no_grad():
             model(window, lambda name, value: found[name].append(value[0].numpy()) or value if name in found else value)
     return {hook: np.concatenate(values) for hook, values in found.items()}

@@ -102,6 +102,9 @@ def test_every_kind_of_model_goes_the_whole_way(tmp_path: Path, data_folder: Pat
         assert found in page
     done = project.python("-m", "pipeline", "verify")
     assert done.returncode == 0, done.stdout + done.stderr
+    plain = {**MODELS["models"]["plain"], "sample": {"prompt": "Twice", "tokens": 5}}
+    project.write_study({**MODELS, "models": {**MODELS["models"], "plain": plain}, "data_dir": str(data_folder.resolve())})
+    assert project.planned() == {"sample_text", "write_report"}  # another prompt trains nothing again
 
 
 OVERLAYS = {"bdh-published": "bdh-shakespeare", "training-time-more": "training-time", "training-time-published": "training-time",
