@@ -9,7 +9,6 @@ import time
 
 import numpy as np
 import pytest
-from safetensors import safe_open
 
 from pipeline.artifacts.errors import UserError
 from pipeline.artifacts.manifest import MANIFEST, Artifact
@@ -41,12 +40,13 @@ def command(spec, dataset, out) -> list[str]:
 
 
 def reached(out) -> int:
-    """The step of the snapshot in `out`; -1 when there is none."""
-    file = out / ".resume" / "run.safetensors"
-    if not file.is_file():
+    """The step of the snapshot in `out`; -1 when there is none. The file is opened once: it may be replaced meanwhile."""
+    try:
+        with (out / ".resume" / "run.safetensors").open("rb") as file:
+            header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
+    except FileNotFoundError:
         return -1
-    with safe_open(file, "pt") as stored:
-        return json.loads(stored.metadata()["values"])["step"]
+    return json.loads(header["__metadata__"]["values"])["step"]
 
 
 def killed_at(step, spec, dataset, out) -> int:
