@@ -13,7 +13,7 @@ from .conftest import STUDY, Project
 
 pytestmark = pytest.mark.slow
 
-APART = {"run.json", "times.js"}
+APART = {"run.json", "times.js", "timing.parquet"}
 """Files that hold times and hosts."""
 
 
