@@ -12,6 +12,7 @@ from pipeline.artifacts.manifest import Artifact, Draft
 from pipeline.artifacts.seeds import derive
 from pipeline.models.base import Network
 from pipeline.study.model import Model
+from pipeline.study.names import module_name
 
 
 def build(spec: dict, facts: dict) -> tuple[Network, Model]:
@@ -30,7 +31,7 @@ def settings(spec: dict) -> Model:
 
 
 def _architecture(spec: dict) -> ModuleType:
-    return importlib.import_module(f"pipeline.models.{spec['architecture'].replace('-', '_')}")
+    return importlib.import_module(f"pipeline.models.{module_name(spec['architecture'])}")
 
 
 def fetched(spec: dict, facts: dict) -> tuple[Network, Model, dict] | None:

@@ -63,7 +63,7 @@ class TokenExamples:
         if len(self.ids) < 2:
             raise UserError(f"the {split} split has {len(self.ids)} tokens, and no next one to predict; give it a larger share")
         self.length = length
-        self.special = torch.tensor(dataset.facts.get("special", []), dtype=torch.int64)
+        self.special = torch.from_numpy(tokens.special(dataset))
         """Ids that are no text, such as the end of a document."""
 
     def __len__(self) -> int:

@@ -15,6 +15,7 @@ from pipeline.artifacts.seeds import derive
 from pipeline.models.base import Network
 from pipeline.models.hooks import Tap
 from pipeline.study.language import Language
+from pipeline.study.names import module_name
 from pipeline.study.objective import Objective as Spec
 from pipeline.study.objective import OnTokens, Weighted
 
@@ -97,7 +98,7 @@ def objectives(settings: Language, model: Network) -> list[Objective]:
 
 
 def _class(spec: Spec) -> type[Objective]:
-    return importlib.import_module(f"pipeline.objectives.{spec.objective.replace('-', '_')}").Objective
+    return importlib.import_module(f"pipeline.objectives.{module_name(spec.objective)}").Objective
 
 
 def _made(settings: Language, number: int) -> Objective:

@@ -11,6 +11,7 @@ from safetensors.torch import load_file, save_file
 
 from pipeline.artifacts.manifest import Artifact, Draft
 from pipeline.saes.base import SAE
+from pipeline.study.names import module_name
 
 SAELENS_VERSION = "6.54.12"
 """The version whose layout this is. SAELens converts a folder without one as if it were from before version 6."""
@@ -19,7 +20,7 @@ WEIGHTS = "sae_weights.safetensors"
 
 def build(spec: dict[str, Any], width: int) -> tuple[SAE, Any]:
     """An SAE with zero weights for a hook of this width, and its parsed spec."""
-    architecture = importlib.import_module(f"pipeline.saes.{spec['architecture'].replace('-', '_')}")
+    architecture = importlib.import_module(f"pipeline.saes.{module_name(spec['architecture'])}")
     own = {key: value for key, value in spec.items() if key not in ("hook", "metadata")}
     settings = architecture.Spec.model_validate({**own, "activations": "given"})
     return architecture.Module(settings, width, settings.latents or 8 * width), settings

@@ -6,11 +6,12 @@ from typing import Any
 
 from pipeline.artifacts.manifest import publishing
 from pipeline.steps import command
+from pipeline.study.names import module_name
 
 
 def main(spec: dict[str, Any], out: Path) -> None:
     """Make a dataset and publish its splits."""
-    kind = importlib.import_module(f"pipeline.datasets.{spec['kind'].replace('-', '_')}")
+    kind = importlib.import_module(f"pipeline.datasets.{module_name(spec['kind'])}")
     with publishing(out, "dataset", spec, inputs={}) as draft:
         kind.write(kind.Spec.model_validate(spec), draft)
 

@@ -19,6 +19,7 @@ from pipeline.models.train import Result, Run, train
 from pipeline.steps import command
 from pipeline.study.language import Language
 from pipeline.study.model import Model, Trained
+from pipeline.study.names import module_name
 from pipeline.training import processes
 from pipeline.training.device import device
 from pipeline.training.snapshot import Snapshots
@@ -33,36 +34,37 @@ def main(spec: dict[str, Any], dataset: Path, out: Path) -> None:
     facts = {key: data.facts[key] for key in ("form", "width", "vocabulary", "tokenizer") if key in data.facts}
     names = data.facts["rows" if facts["form"] == "table" else "tokens"]
     splits = {split: examples(data, split, spec.get("context")) for split in names}
-    result = None
-    if fetched := checkpoint.fetched(spec, facts):
-        model, settings, facts = fetched
-        model.to(device())
-    else:
-        model, settings = checkpoint.build(spec, facts)
-        result = _trained(spec, model, settings, data, splits, out)
-        if result is None:
-            return
-    with publishing(out, "model", spec, {"dataset": data}) as draft:
-        if result:
-            _write_run(draft, model, settings, result)
-            _write_language(draft, model, settings, splits)
-        draft.facts["pretrained"] = bool(fetched)
-        checkpoint.save(draft, model, spec, facts)
-        draft.write_json("metrics.json", _losses(model, settings, splits) if model.scored else {})
-    Snapshots(out, "").remove()
+    snapshots = Snapshots(out, _identity(spec, data))
+    with snapshots.alone() if processes.first() else nullcontext():
+        result = None
+        if fetched := checkpoint.fetched(spec, facts):
+            model, settings, facts = fetched
+            model.to(device())
+        else:
+            model, settings = checkpoint.build(spec, facts)
+            result = _trained(spec, model, settings, splits, snapshots, out.name)
+            if result is None:
+                return
+        with publishing(out, "model", spec, {"dataset": data}) as draft:
+            if result:
+                _write_run(draft, model, settings, result)
+                _write_language(draft, model, settings, splits)
+            draft.facts["pretrained"] = bool(fetched)
+            checkpoint.save(draft, model, spec, facts)
+            draft.write_json("metrics.json", _losses(model, settings, splits) if model.scored else {})
+        snapshots.remove()
 
 
 def _trained(
-    spec: dict[str, Any], model: Network, settings: Model, data: Artifact, splits: dict[str, Examples], out: Path
+    spec: dict[str, Any], model: Network, settings: Model, splits: dict[str, Examples], snapshots: Snapshots, name: str
 ) -> Result | None:
     """The finished run of a fresh model; None in all processes of a group but the first."""
     assert isinstance(settings, Trained)
     model.to(device(), torch.float64 if settings.training.precision == "float64" else torch.float32)
-    snapshots = Snapshots(out, _identity(spec, data))
-    with processes.joined() as group, snapshots.alone() if group.first else nullcontext():
+    with processes.joined() as group:
         stored = snapshots.load()
         objectives = checkpoint.objectives(settings, model)
-        with tracker(out.name, spec, group.first, fresh=stored is None) as shown:
+        with tracker(name, spec, group.first, fresh=stored is None) as shown:
             run = Run(model, settings, splits["train"], splits.get("validation"), objectives, group)
             if stored:
                 run.restore(*stored)
@@ -72,8 +74,8 @@ def _trained(
 
 def _identity(spec: dict[str, Any], data: Artifact) -> str:
     """Digest of all that decides a run: a snapshot of another one is of no use."""
-    modules = [f"pipeline.models.{spec['architecture'].replace('-', '_')}"]
-    modules += [f"pipeline.objectives.{one['objective'].replace('-', '_')}" for one in spec.get("objectives", [])]
+    modules = [f"pipeline.models.{module_name(spec['architecture'])}"]
+    modules += [f"pipeline.objectives.{module_name(one['objective'])}" for one in spec.get("objectives", [])]
     parts = [spec, data.hash, code("pipeline.steps.train_model", *modules), torch.__version__, device().type]
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 

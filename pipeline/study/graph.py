@@ -10,10 +10,9 @@ from types import SimpleNamespace
 from typing import Any
 
 from pipeline.code import code
-from pipeline.study.kinds import module_name
 from pipeline.study.language import Language
 from pipeline.study.model import Model
-from pipeline.study.names import without_seed
+from pipeline.study.names import module_name, without_seed
 from pipeline.study.sae import SAE
 from pipeline.study.study import Study
 

@@ -32,8 +32,3 @@ def kinds(section: str) -> dict[str, type[Any]]:
     tag, folder = _ALL_TAGS[section], _FOLDERS[section]
     specs = [_spec(importlib.import_module(f"{folder.__name__}.{found.name}"), tag) for found in pkgutil.iter_modules(folder.__path__)]
     return {get_args(spec.model_fields[tag].annotation)[0]: spec for spec in specs}
-
-
-def module_name(kind: str) -> str:
-    """The module of a kind: `shifted-relu` is in shifted_relu.py."""
-    return kind.replace("-", "_")

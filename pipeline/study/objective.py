@@ -9,6 +9,7 @@ from pydantic import BeforeValidator, Field, SerializeAsAny, ValidationError
 from pipeline.study import objectives
 from pipeline.study.base import Count, Distinct, Natural, NonNegative, Spec
 from pipeline.study.faults import not_among, raised, validation_faults
+from pipeline.study.names import module_name
 
 
 class Objective(Spec):
@@ -55,7 +56,7 @@ def _of_its_kind(value: Any) -> Any:
     if not isinstance(kind, str) or kind not in known:
         missing = "is missing (allowed: " + ", ".join(known) + ")"
         raise raised([(("objective",), not_among(kind, known, "an objective") if "objective" in value else missing)])
-    spec = importlib.import_module(f"pipeline.study.objectives.{kind.replace('-', '_')}").Spec
+    spec = importlib.import_module(f"pipeline.study.objectives.{module_name(kind)}").Spec
     try:
         return spec.model_validate(value)
     except ValidationError as error:

@@ -9,10 +9,13 @@ from pipeline.study.base import Count, Fraction, Natural, NonNegative, Number, P
 Beta = Annotated[float, Number, Field(ge=0, lt=1)]
 
 
+Shape = Literal["constant", "linear", "cosine", "one-cycle", "plateau"]
+
+
 class Schedule(Spec):
     """The learning rate over a run, as a multiple of `lr`."""
 
-    shape: Literal["constant", "linear", "cosine", "one-cycle", "plateau"] = "cosine"
+    shape: Shape = "cosine"
     """`linear` and `cosine` fall from `lr` to `final` of it; `one-cycle` is PyTorch's OneCycleLR with `lr` as its peak; `plateau`
     is its ReduceLROnPlateau on the validation loss."""
     warmup: Natural = 0

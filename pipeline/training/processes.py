@@ -49,6 +49,11 @@ def joined() -> Iterator["Group"]:
         dist.destroy_process_group()
 
 
+def first() -> bool:
+    """Whether this process is the only one of its run, or the first: known before they have joined."""
+    return not _is_worker() or os.environ["RANK"] == "0"
+
+
 def _is_worker() -> bool:
     """Whether torchrun started this process."""
     return "TORCHELASTIC_RUN_ID" in os.environ

@@ -6,6 +6,7 @@ from math import cos, pi, sin
 import pytest
 import torch
 from bdh_reference import Reference
+from pydantic import ValidationError
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -259,3 +260,8 @@ def test_heads_share_the_neurons_in_pairs():
     for settings in ({"width": 6, "heads": 2, "multiplier": 1}, {"width": 4, "heads": 3, "multiplier": 5}):
         with pytest.raises(ValueError, match="heads"):
             BDH(architecture="bdh", dataset="d", **settings)
+
+
+def test_compile_is_refused_since_it_would_change_nothing():
+    with pytest.raises(ValidationError, match="compile changes nothing here"):
+        BDH.model_validate({"architecture": "bdh", "dataset": "given", "training": {"compile": True}})

@@ -7,7 +7,7 @@ from pydantic import AfterValidator, model_validator
 
 from pipeline.study.base import Count, NonNegative, Positive, Share
 from pipeline.study.language import Language, LanguageTraining, Pool, Sample
-from pipeline.study.training import Beta, Schedule
+from pipeline.study.training import Beta, Schedule, Shape
 
 HOOKS = {
     "x_sparse": "what each head's neurons read from the stream, after ReLU: attention's queries and keys before they are rotated",
@@ -27,7 +27,7 @@ def _export_name(value: str) -> str:
 class Constant(Schedule):
     """The learning rate over a run, as a multiple of `lr`; constant when no shape is given."""
 
-    shape: Literal["constant", "linear", "cosine", "one-cycle", "plateau"] = "constant"
+    shape: Shape = "constant"
 
 
 class BDHTraining(LanguageTraining):
@@ -90,6 +90,12 @@ class BDH(Language):
 
     def meaning(self, hook: str) -> str:
         return HOOKS[hook.rsplit(".", 1)[1]]
+
+    @model_validator(mode="after")
+    def _not_compiled(self) -> Self:
+        if self.training.compile:
+            raise ValueError("training: compile changes nothing here: forward and gradient are written out, not traced; leave it out")
+        return self
 
     @model_validator(mode="after")
     def _heads_divide(self) -> Self:
