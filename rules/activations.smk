@@ -2,27 +2,29 @@
 
 
 rule harvest:
-    """The shards of a store: hooks of a model over one split, in one pass."""
+    """Shards of a store: hooks of a model over one split, in one pass. Jobs that share it write shards of their own."""
     input:
         model=graph.model_manifest,
         dataset=graph.dataset_manifest,
     output:
-        part=graph.at("activations", "harvest.json"),
+        part=graph.at("activations", "parts/{job}.json"),
     log:
-        graph.log("activations", "harvest.log"),
+        graph.log("activations", "harvest-{job}.log"),
     benchmark:
-        graph.log("activations", "harvest.tsv")
-    threads: lambda wildcards: graph.study.activations[wildcards.activations].spec.threads
+        graph.log("activations", "harvest-{job}.tsv")
+    threads: lambda wildcards: graph.harvest_of(wildcards).threads
     resources:
-        mem_mb=lambda wildcards, attempt: 3000 * attempt,
+        mem_mb=lambda wildcards, attempt: (2000 + graph.harvest_of(wildcards).memory_mb) * attempt,
         runtime=lambda wildcards, attempt: 240 * attempt,
     params:
         **code("pipeline.steps.harvest"),
         architecture=lambda wildcards: graph.code_of("model", wildcards),
-        spec=lambda wildcards: graph.spec("activations", wildcards),
-        out=subpath(output.part, parent=True),
+        settings=lambda wildcards: graph.spec("store", wildcards),
+        # what a function of resources gives is not compared: jobs and memory_mb decide no byte
+        spec=lambda wildcards, resources: graph.spec("harvest", wildcards),
+        out=subpath(output.part, ancestor=2),
     message:
-        "Harvesting {wildcards.activations} over {wildcards.split}"
+        "Harvesting {wildcards.activations} over {wildcards.split}, job {wildcards.job}"
     shell:
         "python -m pipeline.steps.harvest --spec {params.spec:q} --model {input.model:q} --dataset {input.dataset:q} --out {params.out:q}"
         " > {log:q} 2>&1"
@@ -31,7 +33,7 @@ rule harvest:
 rule seal_store:
     """The manifest that makes a harvested store readable."""
     input:
-        part=rules.harvest.output.part,
+        parts=graph.parts,
         model=graph.model_manifest,
         dataset=graph.dataset_manifest,
     output:
@@ -47,7 +49,8 @@ rule seal_store:
         runtime=lambda wildcards, attempt: 60 * attempt,
     params:
         **code("pipeline.steps.seal_store"),
-        spec=lambda wildcards: graph.spec("activations", wildcards),
+        settings=lambda wildcards: graph.spec("store", wildcards),
+        spec=lambda wildcards, resources: graph.spec("seal", wildcards),
         out=subpath(output.manifest, parent=True),
     message:
         "Sealing the store {wildcards.activations} over {wildcards.split}"

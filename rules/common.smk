@@ -19,5 +19,6 @@ wildcard_constraints:
     model=r"[A-Za-z0-9._=+-]+",
     activations=r"[A-Za-z0-9._=+-]+",
     split="train|validation|test",
+    job=r"\d+",
     hook=r"[A-Za-z0-9._]+",
     sae=r"[A-Za-z0-9._=+-]+",

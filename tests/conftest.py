@@ -10,12 +10,10 @@ import torch
 from hypothesis import settings
 from torch import Tensor, nn
 
-from pipeline.activations.harvest import harvest
-from pipeline.activations.seal import seal
 from pipeline.activations.store import ActivationStore
 from pipeline.artifacts.manifest import MANIFEST, Artifact, publishing
 from pipeline.datasets import tables, token_files
-from pipeline.models.examples import examples
+from tests.stores import harvested
 
 settings.register_profile("project", deadline=None, max_examples=40, derandomize=True, database=None)
 settings.load_profile("project")
@@ -62,7 +60,7 @@ def make_table(tmp_path) -> Callable[..., Artifact]:
 def make_tokens(tmp_path) -> Callable[..., Artifact]:
     """A published token stream: `make_tokens(ids)`, or with a second one as its validation split."""
 
-    def make(ids, vocabulary: int = 256, name: str = "tokens", validation=None) -> Artifact:
+    def make(ids, vocabulary: int = 256, name: str = "tokens", validation=None, special=()) -> Artifact:
         splits = {"train": ids} if validation is None else {"train": ids, "validation": validation}
         with publishing(tmp_path / name, "dataset", {"kind": "given"}, {}) as draft:
             files = {}
@@ -71,7 +69,7 @@ def make_tokens(tmp_path) -> Callable[..., Artifact]:
                 files[split].add(np.asarray(some), np.array([len(some)]), np.array([True]))
                 files[split].close()
             token_files.write_vocabulary(draft, [bytes([i % 256]) for i in range(vocabulary)], {})
-            draft.facts |= token_files.facts(files, vocabulary, "bytes", [])
+            draft.facts |= token_files.facts(files, vocabulary, "bytes", list(special))
         return Artifact.open(tmp_path / name / MANIFEST)
 
     return make
@@ -105,12 +103,7 @@ def make_store(tmp_path, make_table, make_tokens) -> Callable[..., ActivationSto
             dataset, model = make_table(values, name=f"{name}-rows"), Passing()
         else:
             dataset, model = make_tokens(np.arange(len(values) + 1), len(values) + 1, f"{name}-ids"), Lookup(values)
-        folder = tmp_path / name
-        folder.mkdir(exist_ok=True)
-        spec = {"hooks": ["x"], "batch": 3, "rows": None, "chunk_rows": chunk_rows, "shard_rows": shard_rows, "split": "train", **spec}
-        identity = {"model": "none", "dataset": dataset.hash, "split": "train", "meanings": {"x": "the rows given"}}
-        harvest(model, examples(dataset, "train", length), spec, folder, identity)
-        seal(folder, spec, {"dataset": dataset})
-        return ActivationStore(folder / MANIFEST)
+        chosen = {"chunk_rows": chunk_rows, "shard_rows": shard_rows, **spec}
+        return harvested(tmp_path / name, model, dataset, length, **chosen)
 
     return make

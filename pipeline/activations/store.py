@@ -1,126 +1,132 @@
-"""The activation store: a Zarr v3 group with one (rows, width) array per hook and a row index beside them.
-
-- chunked and sharded along rows only; little-endian; a crc32c per chunk; no chunk left out because it is all zero
-- index arrays: `token` (int32, -1 in tables), `sequence` (int64), `position` (int32)
-- group attributes under `saeflow`: identity of model and dataset, hooks, row count, mean and mean squared norm per hook
-- sealed by the artifact's manifest, which holds size and sha256 of every file; a shard is checked when it is first read
-"""
+"""A published activation store, opened by its manifest (docs/activation-store.md)."""
 
 import json
 from collections.abc import Iterator
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import zarr
-from zarr.codecs import BytesCodec, Crc32cCodec
 
+from pipeline.activations.chunks import Chunks
+from pipeline.activations.layout import FORMAT, INDEX, SINKS, STATISTICS, STORE
+from pipeline.activations.sums import Sparse, widened
 from pipeline.artifacts.errors import DamagedArtifact
 from pipeline.artifacts.manifest import Artifact, repair
 
-FORMAT = 1
-STORE = "store.zarr"
-PART = "harvest.json"
-"""What a harvest job leaves for the job that seals: files with hashes, and sums."""
-zarr.config.set({"array.write_empty_chunks": True})  # a chunk of zeros that is left out would read as valid when a file is lost
-INDEX = {"token": "int32", "sequence": "int64", "position": "int32"}
-
-
-def create(folder: Path, hooks: dict[str, int], rows: int, chunk_rows: int, shard_rows: int) -> zarr.Group:
-    """An empty store for `rows` rows of hooks with these widths."""
-    group = zarr.create_group(folder / STORE, zarr_format=3)
-    for name, width in hooks.items():
-        _array(group, name, (rows, width), "float32", (chunk_rows, width), (shard_rows, width))
-    for name, dtype in INDEX.items():
-        _array(group, name, (rows,), dtype, (chunk_rows,), (shard_rows,))
-    return group
-
-
-def _array(group: zarr.Group, name: str, shape: tuple, dtype: str, chunks: tuple, shards: tuple) -> None:
-    group.create_array(
-        name,
-        shape=shape,
-        dtype=dtype,
-        chunks=chunks,
-        shards=shards,
-        serializer=BytesCodec(endian="little"),
-        compressors=[Crc32cCodec()],
-    )
-
-
-def set_attributes(folder: Path, attributes: dict[str, Any]) -> None:
-    """Group attributes, under the key `saeflow`."""
-    zarr.open_group(folder / STORE, mode="r+").update_attributes({"saeflow": {"format": FORMAT, **attributes}})
-
-
-def shard_file(name: str, number: int, dimensions: int) -> str:
-    """Name in the artifact of an array's shard."""
-    return f"{STORE}/{name}/c/{number}" + "/0" * (dimensions - 1)
-
 
 class Column:
-    """One array of a store: the rows of a hook, or of an index."""
+    """The rows of a hook, as float32, or of an index."""
 
-    def __init__(self, artifact: Artifact, name: str) -> None:
-        self._artifact, self.name = artifact, name
-        artifact.file(f"{STORE}/{name}/zarr.json")
-        array = zarr.open_array(artifact.folder / STORE / name, mode="r")
-        self._array = array
-        self.shape: tuple[int, ...] = array.shape
-        self.shard_rows = array.shards[0] if array.shards else array.chunks[0]
-        self.chunk_rows = array.chunks[0]
+    def __init__(self, store: "ActivationStore", name: str) -> None:
+        about = store.attributes
+        if name not in (*about["hooks"], *INDEX) and not name.startswith(f"{SINKS}/"):
+            raise KeyError(f"no '{name}' is stored; there are {', '.join([*about['hooks'], *INDEX])}")
+        self.store, self.name = store, name
+        self.hook: dict[str, Any] | None = about["hooks"].get(name)
+        self.dtype: str = about["dtype"] if self.hook else INDEX.get(name, "bool")
+        """What numbers are stored as: float32, float16, bfloat16; of an index its type."""
+        self.sparse = bool(self.hook and self.hook["storage"] == "sparse")
+        self.shape: tuple[int, ...] = (len(store), self.hook["width"]) if self.hook else (len(store),)
+        self.shard_rows = about["shard_rows"]
+        self.chunk_rows = self.hook["chunk_rows"] if self.hook else about["index_chunk_rows"]
+        width = self.hook["width"] if self.hook and self.sparse else None
+        self.chunks = Chunks(store.artifact, name, len(store), self.shard_rows, self.chunk_rows, width)
 
     def __len__(self) -> int:
         return self.shape[0]
 
     def read(self, start: int, stop: int) -> np.ndarray:
-        """Rows start .. stop - 1. Raises DamagedArtifact, naming the shard and its rows, when one is not as published."""
-        stop = min(stop, len(self))
-        for shard in range(start // self.shard_rows, -(-stop // self.shard_rows)):
-            self._artifact.file(shard_file(self.name, shard, len(self.shape)))
-        try:
-            return np.asarray(self._array[start:stop])
-        except ValueError as error:
-            where = f"{self._artifact.folder / STORE / self.name}: rows {start}-{stop - 1}"
-            raise DamagedArtifact(f"{where}: {error}; repair: {repair(self._artifact.folder / 'manifest.json')}") from None
+        """Rows start .. stop - 1, flagged ones as well. Raises DamagedArtifact, naming the file and the rows of the chunk that is not as
+        published."""
+        start, stop = min(start, len(self)), min(stop, len(self))
+        found = []
+        for chunk in range(start // self.chunk_rows, -(-stop // self.chunk_rows)):
+            first = chunk * self.chunk_rows
+            rows = self.chunks.read(chunk)[max(0, start - first) : stop - first]
+            dense = rows.dense(rows.values.dtype) if isinstance(rows, Sparse) else rows
+            found.append(widened(dense, self.dtype) if self.hook else dense)
+        if not found:
+            return np.empty((0, *self.shape[1:]), dtype=np.float32 if self.hook else self.dtype)
+        return found[0] if len(found) == 1 else np.concatenate(found)
+
+    @cached_property
+    def _sinks(self) -> "Column | None":
+        about = self.hook and self.hook[SINKS]
+        return Column(self.store, f"{SINKS}/{self.name}") if about and about["rows"] else None
+
+    def kept(self, start: int, stop: int) -> np.ndarray | None:
+        """Which of rows start .. stop - 1 are not flagged as attention sinks, bool; None when all rows of the hook are kept."""
+        return None if self._sinks is None else ~self._sinks.read(start, stop)
+
+    def kept_rows(self) -> int:
+        """Rows that are not flagged."""
+        return len(self) - (self.hook[SINKS]["rows"] if self.hook and self.hook[SINKS] else 0)
 
     def batches(self, size: int, rows: int | None = None) -> Iterator[np.ndarray]:
-        """The first `rows` rows (all when None) in order, `size` at a time; a chunk is read once where `size` divides it."""
+        """The first `rows` rows (all when None) in order, those not flagged, up to `size` at a time; a chunk is read once where `size`
+        divides it."""
         rows = len(self) if rows is None else min(rows, len(self))
         step = max(1, self.chunk_rows // size) * size
         for start in range(0, rows, step):
-            block = self.read(start, min(start + step, rows))
+            stop = min(start + step, rows)
+            block, kept = self.read(start, stop), self.kept(start, stop)
             for begin in range(0, len(block), size):
-                yield block[begin : begin + size]
+                some = slice(begin, begin + size)
+                found = block[some] if kept is None else block[some][kept[some]]
+                if len(found):
+                    yield found
 
 
 class ActivationStore:
-    """A sealed store, opened by its manifest."""
+    """A published store."""
 
-    def __init__(self, manifest: Path) -> None:
+    def __init__(self, manifest: Path | str) -> None:
+        """`manifest` is a path, or an address such as s3://bucket/prefix/manifest.json. Raises DamagedArtifact."""
         self.artifact = Artifact.open(manifest)
-        group = self.artifact.file(f"{STORE}/zarr.json")
-        self.attributes: dict[str, Any] = json.loads(group.read_text())["attributes"]["saeflow"]
-        if self.attributes["format"] != FORMAT:
-            raise DamagedArtifact(f"{manifest}: store format {self.attributes['format']}, and this version reads {FORMAT}")
+        group = f"{STORE}/zarr.json"
+        if group not in self.artifact.files:
+            raise DamagedArtifact(f"{manifest}: not of an activation store, or of one of format 1; repair: {repair(manifest)}")
+        about = json.loads(self.artifact.content(group))["attributes"]["saeflow"]
+        if about["format"] != FORMAT:
+            raise DamagedArtifact(
+                f"{manifest}: the store has format {about['format']}, and this version reads {FORMAT}; repair: {repair(manifest)}"
+            )
+        self.attributes: dict[str, Any] = about
 
     def __len__(self) -> int:
         return self.attributes["rows"]
 
     def __getitem__(self, name: str) -> Column:
         """Rows of a hook, or of an index (token, sequence, position)."""
-        return Column(self.artifact, name)
+        return Column(self, name)
+
+    @property
+    def hooks(self) -> list[str]:
+        return list(self.attributes["hooks"])
 
     def mean(self, hook: str) -> np.ndarray:
-        """Mean of a hook over all rows (width,), float64."""
-        return np.array(self.attributes["hooks"][hook]["mean"])
+        """Mean of a hook over the rows that are not flagged (width,), float64."""
+        return self._statistic(hook, "mean")
+
+    def covariance(self, hook: str) -> np.ndarray:
+        """Covariance over the same rows (width, width), float64. Raises KeyError where the study did not ask for it."""
+        return self._statistic(hook, "covariance")
+
+    def _statistic(self, hook: str, name: str) -> np.ndarray:
+        path = f"{STATISTICS}/{hook}/{name}"
+        files = [file for file in self.artifact.files if file.startswith(f"{STORE}/{path}/")]
+        if not files:
+            raise KeyError(f"no {name} of {hook} is stored; add it to `{name}` of the activations")
+        for file in files:
+            self.artifact.content(file)
+        return np.asarray(zarr.open_array(self.artifact.storage.zarr(STORE), path=path, mode="r")[...])
 
     def mean_squared_norm(self, hook: str) -> float:
-        """Mean over rows of the squared norm."""
+        """Mean over the same rows of the squared norm."""
         return self.attributes["hooks"][hook]["mean_squared_norm"]
 
     def variance(self, hook: str) -> float:
-        """Mean over rows of the squared distance from the mean; 0 where rounding alone would leave something."""
-        square = self.mean_squared_norm(hook)
-        variance = square - float(np.square(self.mean(hook)).sum())
-        return variance if variance > 1e-12 * square else 0.0
+        """Mean over the same rows of the squared distance from the mean; 0 where rounding alone would leave something."""
+        return self.attributes["hooks"][hook]["variance"]

@@ -15,13 +15,15 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from pipeline.artifacts.errors import DamagedArtifact
 from pipeline.artifacts.run import run_facts
+from pipeline.artifacts.storage import Bucket, Storage, storage
 
 FORMAT = 1
 MANIFEST = "manifest.json"
+DIFFERENT = "the bytes differ from those published"
 RESUME = ".resume"
 """Where a step keeps the state of an unfinished run, in the folder of its artifact; it removes it itself."""
 
@@ -32,12 +34,16 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def as_json(value: Any) -> bytes:
+    """JSON for people and programs."""
+    return (json.dumps(value, indent=1, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n").encode()
+
+
 def write_json(path: Path, value: Any) -> None:
-    """JSON for people and programs, put in place by a rename."""
+    """JSON, put in place by a rename."""
     beside = path.with_name(path.name + ".part")
-    with beside.open("w", encoding="utf-8") as file:
-        json.dump(value, file, indent=1, sort_keys=True, ensure_ascii=False, allow_nan=False)
-        file.write("\n")
+    with beside.open("wb") as file:
+        file.write(as_json(value))
         file.flush()
         os.fsync(file.fileno())
     beside.replace(path)
@@ -55,12 +61,16 @@ class Artifact:
 
     folder: Path
     manifest: dict[str, Any]
+    address: str | None = None
+    """Where its files lie, if it was opened from there."""
 
     @classmethod
-    def open(cls, manifest: Path) -> "Artifact":
-        """Reads a manifest and checks its own hash. Raises DamagedArtifact."""
+    def open(cls, manifest: Path | str) -> "Artifact":
+        """Reads a manifest, at a path or an address such as s3://bucket/prefix/manifest.json, and checks its own hash. Raises
+        DamagedArtifact."""
+        address, _, name = str(manifest).rpartition("/") if "://" in str(manifest) else ("", "", "")
         try:
-            content = json.loads(manifest.read_text(encoding="utf-8"))
+            content = json.loads(Bucket(address).read(name) if address else Path(manifest).read_bytes())
         except FileNotFoundError:
             raise DamagedArtifact(
                 f"{manifest}: there is no manifest, so the artifact was never finished; repair: {repair(manifest)}"
@@ -69,7 +79,7 @@ class Artifact:
             raise DamagedArtifact(f"{manifest}: not readable as JSON; repair: {repair(manifest)}") from None
         if not isinstance(content, dict) or content.get("format") != FORMAT or content.get("hash") != own_hash(content):
             raise DamagedArtifact(f"{manifest}: does not have the content it was published with; repair: {repair(manifest)}")
-        return cls(manifest.parent, content)
+        return cls(Path(address or Path(manifest).parent), content, address or None)
 
     @property
     def hash(self) -> str:
@@ -102,28 +112,69 @@ class Artifact:
             self._checked.add(name)
         return self.folder / name
 
+    @cached_property
+    def storage(self) -> Storage:
+        """Where its files lie."""
+        return storage(self.folder, self.address or self.facts.get("location"))
+
     def check(self, name: str) -> None:
-        """Compares a file with its size and hash in the manifest."""
-        path, expected = self.folder / name, self.files[name]
-        if not path.is_file():
-            problem = "the file is missing"
-        elif (size := path.stat().st_size) != expected["size"]:
-            problem = f"{size:,} bytes, and {expected['size']:,} were published" if size else "the file is empty"
-        elif (found := sha256(path)) == expected["sha256"]:
-            return
-        else:
-            twin = next((other for other, entry in self.files.items() if entry["sha256"] == found), None)
-            problem = f"holds the bytes of {twin}" if twin else "the bytes differ from those published"
-        meaning = f" ({expected['about']})" if "about" in expected else ""
-        raise DamagedArtifact(f"{path}{meaning}: {problem}; repair: {repair(self.folder / MANIFEST)}")
+        """Compares a file with its size and hash in the manifest. Raises DamagedArtifact."""
+        if fault := self.fault(name):
+            self.damaged(name, fault)
+
+    def check_size(self, name: str) -> None:
+        """Compares a file's size with that in the manifest. Raises DamagedArtifact."""
+        if fault := self._fault_of_size(name):
+            self.damaged(name, fault)
+
+    def check_manifest(self) -> None:
+        """Compares the manifest beside the files with this one, where they lie elsewhere. Raises DamagedArtifact."""
+        if isinstance(self.storage, Bucket):
+            size = self.storage.size(MANIFEST)
+            if size is None:
+                self.damaged(MANIFEST, "the manifest is missing")
+            if self.storage.read(MANIFEST) != as_json(self.manifest):
+                self.damaged(MANIFEST, f"is not the manifest that stands in {self.folder}")
+
+    def fault(self, name: str) -> str | None:
+        """What has become of a file, if it is not as published."""
+        if (fault := self._fault_of_size(name)) or (found := self.storage.sha256(name)) == self.files[name]["sha256"]:
+            return fault
+        twin = next((other for other, entry in self.files.items() if entry["sha256"] == found), None)
+        return f"holds the bytes of {twin}" if twin else DIFFERENT
+
+    def _fault_of_size(self, name: str) -> str | None:
+        size, expected = self.storage.size(name), self.files[name]["size"]
+        if size is None:
+            return "the file is missing"
+        if size != expected:
+            return f"{size:,} bytes, and {expected:,} were published" if size else "the file is empty"
+        return None
+
+    def damaged(self, name: str, problem: str, what: str | None = None) -> NoReturn:
+        """Raises DamagedArtifact, saying what of a file (all it is about, if not told) has which problem, and what repairs it."""
+        about = what or self.files.get(name, {}).get("about")
+        where = f"{self.storage.where(name)}{f' ({about})' if about else ''}"
+        manifest = self.folder / MANIFEST if self.address is None else f"{self.address}/{MANIFEST}"
+        raise DamagedArtifact(f"{where}: {problem}; repair: {repair(manifest)}")
+
+    def content(self, name: str) -> bytes:
+        """The bytes of one of the smaller files, checked, wherever it lies. Raises DamagedArtifact."""
+        self.check_size(name)
+        found = self.storage.read(name)
+        if hashlib.sha256(found).hexdigest() != self.files[name]["sha256"]:
+            self.damaged(name, self.fault(name) or DIFFERENT)
+        return found
 
     def read_json(self, name: str) -> Any:
         """A JSON file of the artifact."""
-        return json.loads(self.file(name).read_text(encoding="utf-8"))
+        return json.loads(self.content(name))
 
 
-def repair(manifest: Path) -> str:
+def repair(manifest: Path | str) -> str:
     """The command that makes an artifact again. What follows it stays, since the same bytes come back."""
+    if "://" in str(manifest):
+        return "python -m pipeline repair <its manifest in results/>, where it was made"
     study = os.environ.get("SAEFLOW_CONFIGFILES", "")
     return f"python -m pipeline repair {manifest}{f' --configfile {study}' if study else ''}"
 
@@ -154,7 +205,8 @@ def publishing(folder: Path, kind: str, spec: Any, inputs: Mapping[str, Artifact
 
 
 def seal(folder: Path, kind: str, spec: Any, inputs: Mapping[str, Artifact], files: Mapping[str, Any], facts: Mapping[str, Any]) -> None:
-    """Writes run.json, then the manifest that makes the folder an artifact."""
+    """Writes run.json, then the manifest that makes the folder an artifact. Where the files lie elsewhere, as the fact `location` says, the
+    manifest is put there first, which publishes them."""
     manifest = {
         "format": FORMAT,
         "kind": kind,
@@ -163,8 +215,11 @@ def seal(folder: Path, kind: str, spec: Any, inputs: Mapping[str, Artifact], fil
         "files": dict(files),
         "facts": dict(facts),
     }
+    manifest["hash"] = own_hash(manifest)
     write_json(folder / "run.json", run_facts())
-    write_json(folder / MANIFEST, {**manifest, "hash": own_hash(manifest)})
+    if location := facts.get("location"):
+        Bucket(location).write(MANIFEST, as_json(manifest))
+    write_json(folder / MANIFEST, manifest)
 
 
 class Draft:

@@ -4,6 +4,8 @@ import shutil
 from collections.abc import Iterable
 from pathlib import Path
 
+from pipeline.artifacts.errors import DamagedArtifact
+from pipeline.artifacts.manifest import MANIFEST, Artifact
 from pipeline.commands.studies import graphs
 from pipeline.console import say
 from pipeline.study.graph import Graph
@@ -48,6 +50,8 @@ def _remove(path: Path, dry_run: bool) -> int:
     """Bytes under a folder, which is removed with the empty folders around it."""
     size = sum(file.stat().st_size for file in path.rglob("*") if file.is_file()) if path.is_dir() else path.stat().st_size
     say(f"{path}: {size / 2**20:,.1f} MiB")
+    for elsewhere in _elsewhere(path):
+        say(f"{elsewhere}: a store that lies there is left alone; remove it with the tools of that place")
     if dry_run:
         return size
     if path.is_dir():
@@ -59,3 +63,14 @@ def _remove(path: Path, dry_run: bool) -> int:
             break
         parent.rmdir()
     return size
+
+
+def _elsewhere(path: Path) -> list[str]:
+    """Addresses of artifacts under a folder whose files lie in an object store."""
+    found = []
+    for manifest in path.rglob(MANIFEST):
+        try:
+            found.append(Artifact.open(manifest).facts.get("location"))
+        except DamagedArtifact:
+            continue
+    return sorted(filter(None, found))

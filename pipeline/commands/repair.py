@@ -3,6 +3,7 @@
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 from pipeline.artifacts.errors import DamagedArtifact, UserError
 from pipeline.artifacts.manifest import Artifact
@@ -20,10 +21,16 @@ def repair(manifest: Path, configfile: list[str], options: list[str]) -> None:
     if not files:
         raise UserError(f"{manifest}: no study here is called '{parts[1]}'; name its file with --configfile")
     _same_settings(manifest, files)
-    made = manifest.with_name("harvest.json") if parts[2] == "activations" else manifest
-    command = [sys.executable, "-m", "snakemake", "--configfile", *files, *options, "--forcerun", str(made), "--", str(manifest)]
+    made = _parts(manifest, files) if parts[2] == "activations" else [str(manifest)]
+    command = [sys.executable, "-m", "snakemake", "--configfile", *files, *options, "--forcerun", *made, "--", str(manifest)]
     if subprocess.run(command, check=False).returncode:
         raise UserError(f"{manifest}: could not be made again")
+
+
+def _parts(manifest: Path, files: list[str]) -> list[str]:
+    """What the jobs of a harvest leave: those that find all their shards undamaged keep them."""
+    *_, activations, split, _ = manifest.parts
+    return Graph(read_study(files)).parts(SimpleNamespace(activations=activations, split=split))
 
 
 def _same_settings(manifest: Path, files: list[str]) -> None:

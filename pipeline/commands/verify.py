@@ -1,5 +1,7 @@
 """Checks artifacts against their manifests."""
 
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from pipeline.artifacts.errors import DamagedArtifact, UserError
@@ -18,16 +20,23 @@ def verify(folder: Path) -> None:
         for manifest in manifests:
             try:
                 artifact = Artifact.open(manifest)
-            except DamagedArtifact as error:
+                files += len(artifact.files)
+                faults += _faults(artifact)
+            except UserError as error:
                 faults.append(str(error))
-                continue
-            for name in artifact.files:
-                files += 1
-                try:
-                    artifact.check(name)
-                except DamagedArtifact as error:
-                    faults.append(str(error))
             bar.advance()
     if faults:
         raise UserError("\n".join(faults))
     say(f"{len(manifests)} artifacts, {files} files: all as published")
+
+
+def _faults(artifact: Artifact) -> list[str]:
+    """What is damaged. Raises UserError where the place of the files cannot be reached at all."""
+    found = []
+    checks: list[Callable[[], None]] = [artifact.check_manifest, *(partial(artifact.check, name) for name in artifact.files)]
+    for check in checks:
+        try:
+            check()
+        except DamagedArtifact as error:
+            found.append(str(error))
+    return found

@@ -20,6 +20,11 @@ class Block:
 
     start: int
     latents_BM: Tensor
+    """0 in flagged rows: an attention sink is no place where a latent fires."""
+    kept: Tensor | None
+    """Which rows are not flagged (B,), bool; None when all are."""
+    positions: np.ndarray
+    """Of the rows in their sequences (B,)."""
     sequences: np.ndarray
     """Ids of the sequences (S,)."""
     lengths: Tensor
@@ -28,13 +33,17 @@ class Block:
 
 def blocks(store: ActivationStore, hook: str, sae: SAE, size: int) -> Iterator[Block]:
     """The store in blocks of whole sequences, about `size` rows each."""
-    column, index = store[hook], store["sequence"]
+    column, index, positions = store[hook], store["sequence"], store["position"]
     start, rows = 0, len(column)
     while start < rows:
         stop = _sequence_end(index, start, size, rows)
         ids, counts = np.unique(index.read(start, stop), return_counts=True)
         latents = sae.encode(torch.from_numpy(column.read(start, stop)))
-        yield Block(start, latents, ids, torch.from_numpy(counts))
+        found = column.kept(start, stop)
+        kept = None if found is None or found.all() else torch.from_numpy(found)
+        if kept is not None:
+            latents[~kept] = 0
+        yield Block(start, latents, kept, positions.read(start, stop), ids, torch.from_numpy(counts))
         start = stop
 
 
@@ -68,30 +77,36 @@ class Strongest:
         order = values.argsort(dim=1, descending=True, stable=True)[:, : self.kept]
         self.values_MK, self.sequences_MK = values.gather(1, order), sequences.gather(1, order)
 
-    def contexts(self, before: int, after: int) -> "Contexts":
+    def contexts(self, before: int, after: int, store: ActivationStore) -> "Contexts":
         """A place for every context in which a latent fires, ordered by sequence; `fill` reads them."""
         latent, rank = (self.values_MK > 0).nonzero(as_tuple=True)
         sequence = self.sequences_MK[latent, rank].numpy()
         order = np.argsort(sequence, kind="stable")
-        return Contexts(latent.numpy()[order], rank.numpy()[order], sequence[order], before, after)
+        return Contexts(latent.numpy()[order], rank.numpy()[order], sequence[order], before, after, store)
 
 
 class Contexts:
     """Latents' values around their strongest row in each of their best sequences; P contexts in arrays of fixed size.
 
-    (Not a list of small arrays: those, made between large ones, would leave holes in memory that add up to gigabytes.)
+    A window is a run of positions of a sequence, rows or not, up to the last row of the store. (Not a list of small arrays: those, made
+    between large ones, would leave holes in memory that add up to gigabytes.)
     """
 
-    def __init__(self, latent: np.ndarray, rank: np.ndarray, sequence: np.ndarray, before: int, after: int) -> None:
+    def __init__(self, latent: np.ndarray, rank: np.ndarray, sequence: np.ndarray, before: int, after: int, store: ActivationStore) -> None:
         self.latent, self.rank, self.sequence = latent, rank, sequence
         self.before, self.after = before, after
+        self.sequence_length = int(store.attributes["length"])
+        last = (int(store[name].read(len(store) - 1, len(store))[0]) for name in ("sequence", "position"))
+        self.last_sequence, self.last_position = last
         self.row = np.zeros(len(latent), dtype=np.int64)
         """Row of the store where the latent is strongest."""
-        self.start = np.zeros(len(latent), dtype=np.int64)
-        """Row of the store where the window begins."""
+        self.position = np.zeros(len(latent), dtype=np.int32)
+        """Its position in the sequence."""
+        self.first = np.zeros(len(latent), dtype=np.int64)
+        """Position at which the window begins."""
         self.length = np.zeros(len(latent), dtype=np.int64)
         self.values = np.zeros((len(latent), before + after + 1), dtype=np.float32)
-        """The latent over the window, `length` values of it."""
+        """The latent over the window, `length` values of it: 0 at positions that are no rows, or flagged."""
 
     def __len__(self) -> int:
         return len(self.latent)
@@ -104,9 +119,15 @@ class Contexts:
             which = int(np.searchsorted(block.sequences, self.sequence[at]))
             stop = ends[which]
             begin = stop - int(block.lengths[which])
-            values = block.latents_BM[begin:stop, int(self.latent[at])].numpy()
+            values, positions = block.latents_BM[begin:stop, int(self.latent[at])].numpy(), block.positions[begin:stop]
             strongest = int(values.argmax())
-            first, last = max(0, strongest - self.before), min(len(values), strongest + self.after + 1)
-            self.row[at], self.start[at] = block.start + begin + strongest, block.start + begin + first
-            self.length[at] = last - first
-            self.values[at, : last - first] = values[first:last]
+            position = int(positions[strongest])
+            sequence_end = self.last_position + 1 if self.sequence[at] == self.last_sequence else self.sequence_length
+            first, end = max(0, position - self.before), min(sequence_end, position + self.after + 1)
+            inside = slice(*np.searchsorted(positions, [first, end]).tolist())
+            self.row[at], self.position[at], self.first[at], self.length[at] = block.start + begin + strongest, position, first, end - first
+            self.values[at, positions[inside] - first] = values[inside]
+
+    def split_positions(self) -> np.ndarray:
+        """Where the windows begin, counted from the beginning of the split (P,)."""
+        return self.sequence * self.sequence_length + self.first

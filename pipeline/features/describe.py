@@ -7,6 +7,8 @@ import pyarrow as pa
 import torch
 
 from pipeline.activations.store import ActivationStore
+from pipeline.activations.trace import check_source
+from pipeline.artifacts.errors import UserError
 from pipeline.artifacts.manifest import Artifact
 from pipeline.console import progress
 from pipeline.datasets import tables, tokens
@@ -17,44 +19,52 @@ from pipeline.saes.base import SAE
 
 @torch.no_grad()
 def describe(sae: SAE, store: ActivationStore, dataset: Artifact, spec: dict[str, Any]) -> tuple[pa.Table, pa.Table]:
-    """`latents` (one row each) and `contexts` (one row per latent and rank)."""
+    """`latents` (one row each) and `contexts` (one row per latent and rank), of the rows that are not flagged.
+
+    A context shows the text as it stands in the dataset, with 0 as the activation at tokens that are no rows of the store, or flagged.
+    Raises UserError when the store is not of this dataset, or all its rows are flagged.
+    """
+    check_source(store, dataset)
     hook, size = spec["hook"], spec["batch"]
     strongest = Strongest(sae.W_dec.shape[0], spec["contexts"])
     sums: LatentSums | None = None
     with progress("describe", 2 * len(store), "rows") as bar:
         for block in blocks(store, hook, sae, size):
             strongest.add(block)
-            found = LatentSums.of(block.latents_BM)
-            sums = found if sums is None else sums + found
+            if block.kept is None or block.kept.any():
+                found = LatentSums.of(block.latents_BM if block.kept is None else block.latents_BM[block.kept])
+                sums = found if sums is None else sums + found
             bar.advance(len(block.latents_BM))
-        contexts = strongest.contexts(spec["before"], spec["after"])
+        if sums is None:
+            raise UserError(f"hook {hook}: all {len(store):,} rows are flagged as attention sinks; record more rows, or raise sinks_above")
+        contexts = strongest.contexts(spec["before"], spec["after"], store)
         for block in blocks(store, hook, sae, size):
             contexts.fill(block)
             bar.advance(len(block.latents_BM))
-    assert sums is not None
-    return sums.finish(), _table(contexts, store, dataset, spec["split"])
+    return sums.finish(), _table(contexts, dataset, store.attributes["split"])
 
 
-def _table(contexts: Contexts, store: ActivationStore, dataset: Artifact, split: str) -> pa.Table:
+def _table(contexts: Contexts, dataset: Artifact, split: str) -> pa.Table:
     order = np.lexsort((contexts.rank, contexts.latent))
-    windows = [contexts.values[at, : contexts.length[at]] for at in order]
+    sequence, lengths = contexts.sequence[order], contexts.length[order]
+    places = np.arange(contexts.values.shape[1])
+    inside = places < lengths[:, None]
+    bounds = pa.array(np.concatenate([[0], np.cumsum(lengths)]), pa.int32())
     columns: dict[str, Any] = {
         "latent": pa.array(contexts.latent[order], pa.int32()),
         "rank": pa.array(contexts.rank[order], pa.int32()),
         "activation": contexts.values[order].max(axis=1, initial=0.0),
-        "sequence": contexts.sequence[order],
-        "position": store["position"].read(0, len(store))[contexts.row[order]],
-        "activations": pa.array(windows, pa.list_(pa.float32())),
+        "row": contexts.row[order],
+        "sequence": sequence,
+        "position": contexts.position[order],
+        "activations": pa.ListArray.from_arrays(bounds, pa.array(contexts.values[order][inside], pa.float32())),
     }
     if dataset.facts["form"] == "tokens":
-        ids = store["token"].read(0, len(store))
-        texts = [
-            tokens.text(ids[start : start + length], dataset)
-            for start, length in zip(contexts.start[order], contexts.length[order], strict=True)
-        ]
-        columns["tokens"] = pa.array(texts, pa.list_(pa.string()))
+        shown = (contexts.split_positions()[order][:, None] + places)[inside]
+        texts = tokens.text(tokens.read(dataset, split)[shown], dataset)
+        columns["tokens"] = pa.ListArray.from_arrays(bounds, pa.array(texts, pa.string()))
     else:
         rows, target = tables.read(dataset, split)
-        columns["input"] = pa.array(list(rows[contexts.sequence[order]]), pa.list_(pa.float32()))
-        columns["target"] = target[contexts.sequence[order]]
+        columns["input"] = pa.array(list(rows[sequence]), pa.list_(pa.float32()))
+        columns["target"] = target[sequence]
     return pa.table(columns)

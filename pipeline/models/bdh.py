@@ -17,7 +17,7 @@ from pipeline.models.bdh_export import export
 from pipeline.models.bdh_fused import FusedLevels, fused
 from pipeline.models.bdh_parts import Dropout, Plan, Rotation, Weights, frequencies, groups, normed, spans
 from pipeline.models.bdh_tapped import TappedLevels
-from pipeline.models.hooks import Tap, untouched
+from pipeline.models.hooks import Tap, untouched, watches
 from pipeline.models.language import LanguageModel, Session
 from pipeline.study.models.bdh import BDH as Spec
 
@@ -61,10 +61,16 @@ class Model(LanguageModel):
         if tap is untouched and (not differentiable or self.context >= T):
             x = fused(x, weights, plan, differentiable)
         else:
-            levels = TappedLevels(weights.to(plan.dtype), plan, tap)
             for n in range(self.levels):
-                x = levels.forward(x, n)
+                x = self._level(x, n, weights.to(plan.dtype), plan, tap, differentiable)
         return x @ self.lm_head
+
+    def _level(self, x: Tensor, n: int, weights: Weights, plan: Plan, tap: Tap, differentiable: bool) -> Tensor:
+        """Level `n`; its wide hooks are made only where the tap has to see one."""
+        if differentiable or any(watches(tap, f"blocks.{n}.{hook}") for hook in ("x_sparse", "y_kv", "xy_sparse")):
+            return TappedLevels(weights, plan, tap).forward(x, n)
+        parts = groups(len(x), x.shape[1], plan.context)
+        return tap(f"blocks.{n}.resid_post", torch.cat([FusedLevels(weights, plan, g).forward(x[some], n) for g, some in enumerate(parts)]))
 
     def session(self) -> Session:
         """A text to be fed piece by piece, of any length: what a token costs does not grow with the text before it."""

@@ -25,6 +25,12 @@ def build(spec: dict, facts: dict) -> tuple[Network, Model]:
     return model, parsed
 
 
+def modules(spec: dict) -> list[str]:
+    """Modules that are loaded by name for a model of this spec: its architecture's and its objectives'."""
+    objectives = [f"pipeline.objectives.{module_name(one['objective'])}" for one in spec.get("objectives", [])]
+    return [f"pipeline.models.{module_name(spec['architecture'])}", *objectives]
+
+
 def settings(spec: dict) -> Model:
     """The parsed spec of a model, from what its manifest holds."""
     return _architecture(spec).Spec.model_validate({**spec, "dataset": "given"})

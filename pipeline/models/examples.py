@@ -41,11 +41,17 @@ class TableExamples:
         """Positions in all sequences."""
         return len(self.rows)
 
-    def batches(self, size: int) -> Iterator[Batch]:
-        """All sequences in order, `size` at a time."""
-        for start in range(0, len(self.rows), size):
+    def batches(self, size: int, first: int = 0) -> Iterator[Batch]:
+        """All sequences in order, `size` at a time, from batch `first` on."""
+        for start in range(first * size, len(self.rows), size):
             some = slice(start, start + size)
             yield Batch(self.rows[some], self.target[some], range(start, start + len(self.rows[some])))
+
+    def spread(self, count: int, size: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """`count` rows spread evenly over the split, `size` at a time."""
+        count = min(count, len(self.rows))
+        for some in torch.tensor([n * len(self.rows) // count for n in range(count)]).split(size):
+            yield self.rows[some], self.target[some]
 
     def epoch(self, number: int, size: int, seed: int, start: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
         """The rows in the order of epoch `number`, from batch `start` on: equal batches of at most `size`."""
@@ -77,13 +83,13 @@ class TokenExamples:
         ids = torch.from_numpy(np.stack([self.ids[start : start + length + 1] for start in starts]).astype(np.int64))
         return ids[:, :-1], ids[:, 1:]
 
-    def batches(self, size: int) -> Iterator[Batch]:
-        """All windows in order, `size` at a time; the shorter last one is a batch of its own."""
+    def batches(self, size: int, first: int = 0) -> Iterator[Batch]:
+        """All windows in order, `size` at a time, from batch `first` on; the shorter last one is a batch of its own."""
         whole, rest = divmod(self.positions(), self.length)
-        for start in range(0, whole, size):
+        for start in range(first * size, whole, size):
             some = range(start, min(start + size, whole))
             yield Batch(*self._windows((n * self.length for n in some), self.length), some)
-        if rest:
+        if rest and first <= -(-whole // size):
             yield Batch(*self._windows([whole * self.length], rest), range(whole, whole + 1))
 
     def spread(self, count: int, size: int) -> Iterator[tuple[Tensor, Tensor]]:

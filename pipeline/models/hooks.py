@@ -22,27 +22,52 @@ class _Enough(Exception):
     """All hooks are recorded; the rest of the forward is not needed."""
 
 
+class Watching:
+    """A tap that says which hooks it is about, so that a model need not make the others."""
+
+    def __init__(self, hooks: Iterable[str], see: Tap) -> None:
+        self.hooks, self.see = frozenset(hooks), see
+
+    def __call__(self, name: str, value: Tensor) -> Tensor:
+        return self.see(name, value) if name in self.hooks else value
+
+
+def watches(tap: Tap, hook: str) -> bool:
+    """Whether a tap has to see a hook: not so when it has said that it is about others."""
+    return not isinstance(tap, Watching) or hook in tap.hooks
+
+
 def record(model: nn.Module, inputs: Tensor, hooks: Iterable[str]) -> dict[str, Tensor]:
-    """Outputs of `hooks` for `inputs`. The forward ends after the last of them."""
+    """Outputs of `hooks` for `inputs`. The forward ends after the last of them. Raises UserError when the model lacks one."""
     wanted = set(hooks)
     found: dict[str, Tensor] = {}
-    passed: list[str] = []
 
-    def tap(name: str, value: Tensor) -> Tensor:
-        passed.append(name)
-        if name in wanted:
-            found[name] = value
-            if len(found) == len(wanted):
-                raise _Enough
+    def see(name: str, value: Tensor) -> Tensor:
+        found[name] = value
+        if len(found) == len(wanted):
+            raise _Enough
         return value
 
     try:
-        model(inputs, tap)
+        model(inputs, Watching(wanted, see))
     except _Enough:
         return found
-    raise UserError(f"the model has no hook {', '.join(sorted(wanted - found.keys()))}; it has {', '.join(passed)}")
+    there = ", ".join(_all(model, inputs))
+    raise UserError(f"the model has no hook {', '.join(sorted(wanted - found.keys()))}; it has {there}")
+
+
+def _all(model: nn.Module, inputs: Tensor) -> list[str]:
+    """All hooks of a model, in the order in which they are passed."""
+    passed: list[str] = []
+
+    def see(name: str, value: Tensor) -> Tensor:
+        passed.append(name)
+        return value
+
+    model(inputs, see)
+    return passed
 
 
 def spliced(model: nn.Module, inputs: Tensor, hook: str, replace: Callable[[Tensor], Tensor]) -> Tensor:
     """The model's output when `replace(output of hook)` flows on in place of the hook's output."""
-    return model(inputs, lambda name, value: replace(value) if name == hook else value)
+    return model(inputs, Watching([hook], lambda name, value: replace(value)))

@@ -15,7 +15,7 @@ from transformers.initialization import no_init_weights
 
 from pipeline.artifacts.errors import UserError
 from pipeline.models import foreign, hub_fetch
-from pipeline.models.hooks import Tap, untouched
+from pipeline.models.hooks import Tap, untouched, watches
 from pipeline.models.hub_hooks import attached, places
 from pipeline.models.language import LanguageModel, Session
 from pipeline.study import hub_families
@@ -71,7 +71,7 @@ class Model(LanguageModel):
             raise UserError(f"the model '{self.name}' has no hook {', '.join(missing)}; it has: {', '.join(there)}")
 
     def compute(self, ids_BT: Tensor, tap: Tap) -> Tensor:
-        with attached([] if tap is untouched else self.places, tap):
+        with attached([] if tap is untouched else [place for place in self.places if watches(tap, place.hook)], tap):
             output = self.network(input_ids=ids_BT, **({"use_cache": False} if self.scored else {}))
         return output.logits if self.scored else output.last_hidden_state
 

@@ -44,6 +44,7 @@ def page(results: Results, figures: dict[str, Drawn], spec: dict[str, Any]) -> s
         figures={name: {"of": one.of, "image": _inline(one.svg)} for name, one in figures.items()},
         place=place,
         saes=[_row(group, saes) for group, saes in results.groups().items()],
+        unmeasured=_unmeasured(results),
         shown=[_shown(sae, spec) for sae in first],
         probes=[{"sae": sae, "spec": sae.probe.spec, "samples": sae.probe.read_json("probe.json")} for sae in first if sae.probe],
         thresholds=sorted({sae.metrics["active_above"] for sae in results.saes}),
@@ -81,6 +82,24 @@ def _row(group: tuple[str, str, str], saes: list[Trained]) -> dict[str, Any]:
         "score_mean": over("loss_score_mean"),
         "final_loss": spread([sae.curve["loss"][-1].as_py() for sae in saes]),
     }
+
+
+def _unmeasured(results: Results) -> list[str]:
+    """Of each hook of some activations that has any: what share of positions was left out, and of rows flagged."""
+    places: dict[tuple[str, str], dict[str, dict[str, Any]]] = {}
+    for sae in results.saes:
+        places.setdefault(sae.group[:2], {})[sae.activations] = sae.metrics
+    found = []
+    for (activations, hook), metrics in places.items():
+        counts = [(one["left_out"], one["flagged"], one["flagged"] + one["rows"]) for one in metrics.values()]
+        shares: dict[str, list[float | None]] = {
+            "positions (special tokens)": [out / (out + rows) for out, _, rows in counts],
+            "rows (attention sinks)": [flagged / rows for _, flagged, rows in counts],
+        }
+        parts = [f"{spread(values, percent)} of {what}" for what, values in shares.items() if any(values)]
+        if parts:
+            found.append(f"{place(activations, hook)}: {', '.join(parts)}")
+    return found
 
 
 def _shown(sae: Trained, spec: dict[str, Any]) -> dict[str, Any]:

@@ -6,7 +6,8 @@ import io
 from pipeline.report.results import Results
 
 COLUMNS = (
-    "rows", "split", "fve", "mse", "mse_per_dim", "relative_reconstruction_bias", "l0", "l0_above", "active_above", "dead",
+    "rows", "flagged", "left_out", "split", "fve", "mse", "mse_per_dim", "relative_reconstruction_bias",
+    "l0", "l0_above", "active_above", "dead",
     "loss_clean", "loss_sae", "loss_zero", "loss_mean", "loss_score_zero", "loss_score_mean",
 )  # fmt: skip
 

@@ -20,7 +20,7 @@ SPARSITY_ROWS = 2**17
 def train(sae: SAE, spec: Spec, store: ActivationStore, hook: str) -> Curve:
     """Trains `sae` in place as `spec` (a study's SAE spec) says. Raises UserError when the loss is not finite."""
     settings = spec.training
-    loader = ActivationLoader(store[hook], settings.batch, spec.seed, settings.memory_mb)
+    loader = ActivationLoader(store, hook, settings.batch, spec.seed, settings.memory_mb)
     variance = store.variance(hook)
     if not variance > 0:
         raise UserError(f"hook {hook} is constant over the train split: there is nothing to reconstruct")
@@ -31,20 +31,20 @@ def train(sae: SAE, spec: Spec, store: ActivationStore, hook: str) -> Curve:
     every = max(1, steps // POINTS)
     step = 0
     with progress("training", steps) as bar:
-        for epoch in range(settings.epochs):
-            for x in loader.epoch(epoch):
-                found = sae.losses(x, variance)
-                found.total.backward()
-                optimizer.step()
-                step += 1
-                sums.add(found, len(x))
-                if step % every == 0 or step == steps:
-                    row = sums.take(variance)
-                    if not row["loss"] < float("inf"):
-                        raise UserError(f"training diverged: the loss is {row['loss']} after step {step}; lower training.lr")
-                    curve.add(step=step, lr=optimizer.lr, **row)
-                    bar.advance(0, f"loss {row['loss']:.5f}, FVE {row['fve']:.4f}, L0 {row['l0']:.1f}")
-                bar.advance()
+        for batch in loader.batches(epochs=settings.epochs):
+            x = batch[hook]
+            found = sae.losses(x, variance)
+            found.total.backward()
+            optimizer.step()
+            step += 1
+            sums.add(found, len(x))
+            if step % every == 0 or step == steps:
+                row = sums.take(variance)
+                if not row["loss"] < float("inf"):
+                    raise UserError(f"training diverged: the loss is {row['loss']} after step {step}; lower training.lr")
+                curve.add(step=step, lr=optimizer.lr, **row)
+                bar.advance(0, f"loss {row['loss']:.5f}, FVE {row['fve']:.4f}, L0 {row['l0']:.1f}")
+            bar.advance()
     if not all(parameter.isfinite().all() for parameter in sae.parameters()):
         raise UserError("training diverged: the weights are not finite after the last step; lower training.lr")
     return curve
@@ -85,9 +85,10 @@ class _Sums:
 
 @torch.no_grad()
 def log_sparsity(sae: SAE, column: Column, batch: int) -> torch.Tensor:
-    """log10 of each latent's firing frequency plus 1e-10 (M,), as SAELens writes it."""
-    rows = min(len(column), SPARSITY_ROWS)
+    """log10 of each latent's firing frequency plus 1e-10 (M,), as SAELens writes it; over rows that are not flagged."""
+    rows = 0
     fired = torch.zeros(sae.W_dec.shape[0], dtype=torch.int64)
-    for x in column.batches(batch, rows):
+    for x in column.batches(batch, SPARSITY_ROWS):
+        rows += len(x)
         fired += (sae.encode(torch.from_numpy(x)) != 0).sum(0)
     return torch.log10(fired.double() / rows + 1e-10).float()

@@ -1,31 +1,48 @@
-"""Records hooks of a model over one split into the shards of a store."""
+"""Records hooks of a model over one split into the shards of a store: all of them, or those of one of several jobs."""
 
+import hashlib
+import json
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from pipeline.activations.harvest import harvest
-from pipeline.artifacts.manifest import Artifact
+from pipeline.activations.harvest import Job, harvest
+from pipeline.activations.rows import Rows, left_out
+from pipeline.activations.seal import PARTS
+from pipeline.artifacts.manifest import MANIFEST, Artifact, write_json
+from pipeline.artifacts.storage import storage
+from pipeline.code import code
 from pipeline.models import checkpoint
 from pipeline.models.examples import examples
 from pipeline.steps import command
+from pipeline.training.device import device
 
 
 def main(spec: dict[str, Any], model: Path, dataset: Path, out: Path) -> None:
     """Record hooks of a model over one split of a dataset; the store is finished when `seal_store` publishes it."""
+    run = spec.pop("run")
     torch.set_num_threads(spec["threads"])
     trained, data = Artifact.open(model), Artifact.open(dataset)
     split = examples(data, spec["split"], trained.spec.get("context"))
+    rows = Rows(split, spec["batch"], left_out(data, spec["leave_out"]), spec["rows"])
+    (out / PARTS).mkdir(parents=True, exist_ok=True)
+    (out / MANIFEST).unlink(missing_ok=True)
+    place = storage(out, run["location"])
+    place.remove(MANIFEST)
+    digest = _digest(spec, trained, data)
+    job = Job(run["job"], run["jobs"], run["memory_mb"])
+    facts = harvest(checkpoint.load(trained).to(device()), rows, spec, place, digest, job, device())
     settings = checkpoint.settings(trained.spec)
-    identity = {
-        "model": trained.hash,
-        "dataset": data.hash,
-        "split": spec["split"],
-        "meanings": {hook: settings.meaning(hook) for hook in spec["hooks"]},
-    }
-    out.mkdir(parents=True, exist_ok=True)
-    harvest(checkpoint.load(trained), split, spec, out, identity)
+    meanings = {hook: settings.meaning(hook) for hook in spec["hooks"]}
+    write_json(out / PARTS / f"{job.number}.json", {"digest": digest, "facts": facts, "meanings": meanings})
+
+
+def _digest(spec: dict[str, Any], model: Artifact, dataset: Artifact) -> str:
+    """Digest of all that decides the bytes: shards under another one are of no use."""
+    run_code = code("pipeline.steps.harvest", *checkpoint.modules(model.spec))
+    parts = [spec, model.hash, dataset.hash, run_code, torch.__version__, device().type]
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
 if __name__ == "__main__":

@@ -19,7 +19,6 @@ from pipeline.models.train import Result, Run, train
 from pipeline.steps import command
 from pipeline.study.language import Language
 from pipeline.study.model import Model, Trained
-from pipeline.study.names import module_name
 from pipeline.training import processes
 from pipeline.training.device import device
 from pipeline.training.snapshot import Snapshots
@@ -74,9 +73,7 @@ def _trained(
 
 def _identity(spec: dict[str, Any], data: Artifact) -> str:
     """Digest of all that decides a run: a snapshot of another one is of no use."""
-    modules = [f"pipeline.models.{module_name(spec['architecture'])}"]
-    modules += [f"pipeline.objectives.{module_name(one['objective'])}" for one in spec.get("objectives", [])]
-    parts = [spec, data.hash, code("pipeline.steps.train_model", *modules), torch.__version__, device().type]
+    parts = [spec, data.hash, code("pipeline.steps.train_model", *checkpoint.modules(spec)), torch.__version__, device().type]
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 

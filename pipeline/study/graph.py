@@ -10,6 +10,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from pipeline.code import code
+from pipeline.study.activations import Activations
 from pipeline.study.language import Language
 from pipeline.study.model import Model
 from pipeline.study.names import module_name, without_seed
@@ -106,6 +107,16 @@ class Graph:
         """The SAE variant that `wildcards` names."""
         return self.study.saes[wildcards.activations, wildcards.hook, wildcards.sae]
 
+    def harvest_of(self, wildcards: Any) -> Activations:
+        """The settings of the activations that `wildcards` names."""
+        return self.study.activations[wildcards.activations].spec
+
+    def parts(self, wildcards: Any) -> list[str]:
+        """What the jobs of a harvest leave."""
+        at = self.at("activations", "parts/{job}.json")
+        names = {"activations": wildcards.activations, "split": wildcards.split}
+        return [at.format(**names, job=job) for job in range(self.harvest_of(wildcards).jobs)]
+
     def all_of(self, stage: str) -> list[str]:
         """Manifests of all artifacts of a stage, in the study's order."""
         return [f"{folder}/manifest.json" for folder in self.everything()[stage]]
@@ -172,6 +183,24 @@ class Graph:
 
     def _activations(self, wildcards: Any) -> dict:
         return {**self.study.activations[wildcards.activations].spec.settings(), "split": wildcards.split}
+
+    def _store(self, wildcards: Any) -> dict:
+        """What decides the bytes of a store, and where they lie."""
+        return {**self._activations(wildcards), "location": self._run(wildcards)["location"]}
+
+    def _harvest(self, wildcards: Any) -> dict:
+        """Of one job of a harvest; under `run` what decides no byte."""
+        run = {**self._run(wildcards), "job": int(wildcards.job), "memory_mb": self.harvest_of(wildcards).memory_mb}
+        return {**self._activations(wildcards), "run": run}
+
+    def _seal(self, wildcards: Any) -> dict:
+        return {**self._activations(wildcards), "run": self._run(wildcards)}
+
+    def _run(self, wildcards: Any) -> dict:
+        spec = self.harvest_of(wildcards)
+        at = self.ARTIFACTS["activations"].format(activations=wildcards.activations, split=wildcards.split)
+        location = f"{spec.location.rstrip('/')}/{self.study.file.name}/{at}" if spec.location else None
+        return {"jobs": spec.jobs, "location": location}
 
     def _sae(self, wildcards: Any) -> dict:
         return {**self.sae_of(wildcards).settings(), "hook": wildcards.hook, "metadata": {"model_name": self.model_of(wildcards)}}

@@ -242,8 +242,6 @@ def _connect(
 def _check_harvest(
     entry: str, spec: Activations, variants_of_model: dict[str, Model], datasets: dict[str, Dataset], faults: list[Fault]
 ) -> None:
-    if spec.shard_rows % spec.chunk_rows:
-        faults.append(Fault(("activations", entry, "shard_rows"), f"{spec.shard_rows} is not a multiple of chunk_rows, {spec.chunk_rows}"))
     for model in variants_of_model.values():
         for position, hook in enumerate(spec.hooks):
             if problem := _hook_problem(model, hook, spec.model):

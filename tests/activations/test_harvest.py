@@ -1,53 +1,49 @@
-"""Harvesting: every row once, in order; the bytes are a function of the model, the split and the spec."""
+"""Harvesting: every row once, in order; the bytes are a function of the model, the split and the spec; what is wrong stops it."""
 
-import hashlib
-import json
+import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from harvests import HOOKS, SPEC, digests, gpt, ids
+from torch import nn
 
-from pipeline.activations.harvest import harvest
-from pipeline.activations.seal import seal
+import pipeline.activations.harvest
+from pipeline.activations.layout import Layout
 from pipeline.activations.store import ActivationStore
 from pipeline.artifacts.errors import DamagedArtifact, UserError
 from pipeline.artifacts.manifest import MANIFEST
-from pipeline.models import checkpoint
-from pipeline.models.examples import examples
+from pipeline.models.examples import TokenExamples, examples
+from tests.stores import harvest_job, harvested, sealed
 
-HOOKS = ["blocks.0.mlp_hidden", "blocks.1.resid_post"]
-IDENTITY = {"model": "m", "dataset": "d", "split": "train", "meanings": {hook: f"what {hook} is" for hook in HOOKS}}
-SPEC = {"hooks": HOOKS, "batch": 2, "rows": None, "chunk_rows": 4, "shard_rows": 8}
+TASKS = Path("/proc/self/task")
 
 
 @pytest.fixture
-def text(make_tokens):
+def dataset(make_tokens):
     """61 positions in windows of 8: seven and a short one."""
-    return examples(make_tokens(np.random.default_rng(0).integers(0, 11, 62), 11), "train", 8)
+    return make_tokens(ids(), 11)
+
+
+@pytest.fixture
+def text(dataset):
+    return examples(dataset, "train", 8)
 
 
 @pytest.fixture
 def model():
-    found, _ = checkpoint.build({"architecture": "gpt", "layers": 2, "width": 8, "heads": 2, "context": 8}, {"vocabulary": 11})
-    return found.eval()
-
-
-def digests(folder) -> dict[str, str]:
-    """Every file but run.json."""
-    files = {str(path.relative_to(folder)): path for path in folder.rglob("*") if path.is_file() and path.name != "run.json"}
-    return {name: hashlib.sha256(path.read_bytes()).hexdigest() for name, path in files.items()}
+    return gpt()
 
 
 @pytest.fixture
-def make(tmp_path, model, text):
-    """A sealed store of the model over the text."""
+def make(tmp_path, model, dataset):
+    """A published store of the model over the text."""
 
-    def make(name: str = "store", split=text, **settings) -> ActivationStore:
+    def make(name: str = "store", of=model, digest: str = "of this study", **settings) -> ActivationStore:
         spec = {**SPEC, **settings}
-        (tmp_path / name).mkdir(exist_ok=True)
-        harvest(model, split, spec, tmp_path / name, IDENTITY)
-        seal(tmp_path / name, spec, {})
-        return ActivationStore(tmp_path / name / MANIFEST)
+        part = harvest_job(tmp_path / name, of, dataset, 8, digest=digest, **spec)
+        return sealed(tmp_path / name, [part], dataset, 8, **spec)
 
     return make
 
@@ -77,8 +73,14 @@ def test_every_position_is_recorded_in_order(make, model, text, batch):
 def test_equal_specs_give_equal_bytes_whatever_was_there_before(make):
     torch.manual_seed(0)
     first = digests(make("a").artifact.folder)
-    make("b", rows=20, hooks=HOOKS[:1], shard_rows=4)
+    make("b", rows=20, hooks=HOOKS[:1], covariance=HOOKS[:1], sparse=HOOKS[:1], shard_rows=4, digest="another")
     torch.manual_seed(99)
+    assert digests(make("b").artifact.folder) == first
+
+
+def test_what_an_earlier_covariance_left_is_no_part_of_the_store(make):
+    first = digests(make("a").artifact.folder)
+    assert digests(make("b", covariance=HOOKS, digest="another").artifact.folder) != first
     assert digests(make("b").artifact.folder) == first
 
 
@@ -99,20 +101,60 @@ def test_a_limit_of_rows_is_kept(make, rows):
     assert not [name for name in some.artifact.files if f"/c/{-(-kept // 8)}" in name], "no shard after the last row"
 
 
-def test_nothing_after_the_limit_is_computed(model, text, tmp_path, monkeypatch):
-    seen = []
-    batches = text.batches
-    monkeypatch.setattr(type(text), "batches", lambda self, size: (seen.append(batch) or batch for batch in batches(size)))
-    harvest(model, text, {**SPEC, "rows": 17, "batch": 1}, tmp_path, IDENTITY)
-    assert len(seen) == 3
+class Counting(nn.Module):
+    """A model that counts the batches that go through it, the sample first."""
+
+    def __init__(self, of: nn.Module) -> None:
+        super().__init__()
+        self.of, self.seen = of, 0
+
+    def forward(self, inputs, tap):
+        self.seen += 1
+        return self.of(inputs, tap)
+
+
+def test_nothing_after_the_limit_is_computed(make, model):
+    counting = Counting(model)
+    make(of=counting, rows=17, batch=1)
+    assert counting.seen == 1 + 3
+
+
+def test_a_batch_without_a_row_is_not_computed(tmp_path, model, make_tokens):
+    tokens = ids()
+    tokens[16:32] = 0
+    counting = Counting(model)
+    store = harvested(tmp_path / "store", counting, make_tokens(tokens, 11, special=[0]), 8, **SPEC)
+    assert counting.seen == 1 + 4
+    assert 2 not in store["sequence"].read(0, len(store))
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
-def test_a_value_that_is_not_finite_is_told_where_it_is(make_store, value):
+def test_a_value_that_is_not_finite_is_told_where_it_is(make_store, tmp_path, value):
     rows = np.ones((40, 3))
     rows[[33, 37], 1] = value
-    with pytest.raises(UserError, match="hook x is not finite at sequence 6, position 3"):
+    with pytest.raises(UserError) as caught:
         make_store(rows, length=5)
+    assert str(caught.value) == "hook x: a number is not finite, at sequence 6, position 3"
+    assert not (tmp_path / "store" / MANIFEST).exists()
+    assert sorted(path.stem for path in (tmp_path / "store/sums").iterdir()) == ["000000", "000001", "000002", "000003"]
+
+
+@pytest.mark.parametrize(("dtype", "value", "most"), [("float16", 65520.0, "65,504"), ("bfloat16", 3.4e38, "3.4e38")])
+def test_a_number_that_does_not_fit_its_type_is_told_where_it_is(make_store, dtype, value, most):
+    rows = np.ones((40, 3))
+    rows[33, 1] = value
+    with pytest.raises(UserError) as caught:
+        make_store(rows, length=5, dtype=dtype)
+    assert str(caught.value) == f"hook x: a number is not finite, or does not fit {dtype} (at most {most}), at sequence 6, position 3"
+    rows[33, 1] = value * 0.99
+    assert make_store(rows, length=5, dtype=dtype)["x"].read(33, 34)[0, 1] == pytest.approx(value * 0.99, rel=1e-2)
+
+
+def test_a_value_that_is_not_finite_beyond_the_last_row_is_no_part_of_the_store(make_store):
+    rows = np.ones((40, 3))
+    rows[35:, 1] = np.nan
+    store = make_store(rows, length=5, rows=20, batch=100)
+    assert store.attributes["hooks"]["x"]["sinks"]["median"] == 1.732
 
 
 def test_the_old_manifest_is_gone_before_the_first_byte(make, model):
@@ -120,31 +162,176 @@ def test_the_old_manifest_is_gone_before_the_first_byte(make, model):
     with torch.no_grad():
         model.position.weight[5] = float("nan")
     with pytest.raises(UserError):
-        make()
+        make(digest="of the other model")
     assert not (store.artifact.folder / MANIFEST).exists()
 
 
-@pytest.mark.parametrize("damage", ["deleted", "flipped"])
-def test_a_shard_that_breaks_before_sealing_is_never_sealed(make, model, text, tmp_path, damage):
-    harvest(model, text, SPEC, tmp_path, IDENTITY)
-    path = tmp_path / f"store.zarr/{HOOKS[1]}/c/3/0"
-    if damage == "deleted":
+@pytest.mark.parametrize("damage", ["deleted", "flipped", "sums deleted", "sums flipped", "sums flipped at the end"])
+def test_a_shard_that_breaks_before_sealing_is_never_sealed(dataset, model, tmp_path, damage):
+    part = harvest_job(tmp_path / "store", model, dataset, 8, **SPEC)
+    sums = damage.startswith("sums")
+    path = tmp_path / "store" / ("sums/000003.safetensors" if sums else f"store.zarr/{HOOKS[1]}/c/3/0")
+    if damage.endswith("deleted"):
         path.unlink()
     else:
-        path.write_bytes(path.read_bytes()[:-1] + bytes([path.read_bytes()[-1] ^ 1]))
-    with pytest.raises(DamagedArtifact, match=r"rows 24-31 of blocks\.1\.resid_post"):
-        seal(tmp_path, SPEC, {})
-    assert not (tmp_path / MANIFEST).exists()
+        content = bytearray(path.read_bytes())
+        content[-1 if damage.endswith("end") else 0] ^= 1
+        path.write_bytes(content)
+    with pytest.raises(
+        DamagedArtifact, match=r"sums/000003\.safetensors \(.*rows 24-31.*\): " if sums else r"rows 24-31 of blocks\.1\.resid_post"
+    ) as caught:
+        sealed(tmp_path / "store", [part], dataset, 8, **SPEC)
+    assert "\n" not in str(caught.value)
+    assert "repair: " in str(caught.value)
+    assert not (tmp_path / "store" / MANIFEST).exists()
 
 
-def test_the_store_says_whose_it_is_and_the_manifest_what_it_holds(make):
+def test_the_store_says_whose_it_is_and_the_manifest_what_it_holds(make, dataset):
     store = make()
-    assert {key: store.attributes[key] for key in ("model", "dataset", "split")} == {"model": "m", "dataset": "d", "split": "train"}
+    assert {key: store.attributes[key] for key in ("model", "split")} == {"model": "none", "split": "train"}
+    assert store.attributes["dataset"] == dataset.hash
     assert store.attributes["hooks"][HOOKS[1]]["about"] == "what blocks.1.resid_post is"
-    assert store.artifact.facts["rows"] == 61
-    assert store.artifact.facts["hooks"] == {HOOKS[0]: 32, HOOKS[1]: 8}
-    on_disk = {name for name in digests(store.artifact.folder) if name.startswith("store.zarr/")}
-    assert set(store.artifact.files) == on_disk, "every file of the store, and nothing else, is in the manifest"
+    assert store.artifact.facts == {
+        "rows": 61,
+        "left_out": 0,
+        "hooks": {HOOKS[0]: {"width": 32, "sinks": 0}, HOOKS[1]: {"width": 8, "sinks": 0}},
+    }
+    assert set(store.artifact.files) == digests(store.artifact.folder).keys() - {MANIFEST}, "every file of the store, and nothing else"
     for name in store.artifact.files:
         store.artifact.file(name)
-    assert json.loads((store.artifact.folder / "harvest.json").read_text())["rows"] == 61
+
+
+def test_shards_that_memory_does_not_suffice_for_are_refused_before_the_first_byte(tmp_path, model, make_tokens):
+    many = make_tokens(np.zeros(2**14 + 1), 11, "many")
+    with pytest.raises(UserError) as caught:
+        harvest_job(tmp_path / "store", model, many, 8, hooks=HOOKS, batch=2, memory_mb=1, shard_rows=2**16)
+    assert "shards of 65,536 rows" in str(caught.value)
+    assert "memory_mb is 1; raise it, or give fewer shard_rows" in str(caught.value)
+    assert list((tmp_path / "store").iterdir()) == []
+
+
+def test_covariances_that_memory_does_not_suffice_for_are_refused(tmp_path, make_tokens, monkeypatch):
+    model, rows = gpt(), {**SPEC, "covariance": HOOKS[:1]}
+    monkeypatch.setattr(pipeline.activations.harvest, "OUTERS", 1000)  # as if the hook were wide
+    with pytest.raises(UserError, match="with covariances of 0 MiB need 8 MiB"):
+        harvest_job(tmp_path / "store", model, make_tokens(ids(), 11), 8, memory_mb=1, **rows)
+
+
+def test_a_sparse_hook_that_is_not_sparse_stops_before_it_fills_the_memory(tmp_path, make_table):
+    class Filled(nn.Module):
+        def forward(self, inputs, tap):
+            return tap("x", inputs.expand(-1, 2048))
+
+    table = make_table(np.ones((400, 1)))
+    spec = {"sparse": ["x"], "batch": 16, "chunk_rows": 400, "shard_rows": 400}
+    with pytest.raises(UserError, match=r"sparse: the numbers of x that are not zero need more than the 1 MiB .* or keep the hook dense"):
+        harvest_job(tmp_path / "store", Filled(), table, None, memory_mb=1, **spec)
+    assert not list((tmp_path / "store").glob("sums/*"))
+    harvest_job(tmp_path / "store", Filled(), table, None, memory_mb=64, **spec)
+
+
+def test_a_disk_that_is_too_small_is_refused_before_the_first_byte(tmp_path, model, dataset, monkeypatch):
+    real = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: real._replace(free=10_000))
+    with pytest.raises(UserError) as caught:
+        harvest_job(tmp_path / "store", model, dataset, 8, **SPEC)
+    assert "61 rows need about 0.00 GB, and 0.00 GB are free on that disk; make room" in str(caught.value)
+    assert list((tmp_path / "store").iterdir()) == []
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: real._replace(free=11_000))
+    harvest_job(tmp_path / "store", model, dataset, 8, **SPEC)
+
+
+def test_no_more_is_held_than_the_layout_says(tmp_path, model, dataset, monkeypatch):
+    held = []
+    whole = pipeline.activations.harvest._Filling.columns
+    filling = pipeline.activations.harvest._Filling
+
+    def columns(self):
+        found = whole(self)
+        held.append({hook: found[hook].__array_interface__["data"][0] for hook in HOOKS})
+        return found
+
+    monkeypatch.setattr(filling, "columns", columns)
+    harvest_job(tmp_path / "store", model, dataset, 8, **SPEC)
+    assert len(held) == 8
+    places = {at for one in held for at in one.values()}
+    assert len(places) == 2 * len(HOOKS), "two shards of each hook are held, and the same memory is taken again"
+    layout = Layout.of(
+        61, {HOOKS[0]: 32, HOOKS[1]: 8}, {**SPEC, "dtype": "float32", "sparse": [], "compression": "none", "sinks_above": None}
+    )
+    assert layout.held_bytes() >= 2 * 8 * (32 + 8) * 4
+
+
+def test_a_fault_of_the_model_ends_the_harvest_and_what_was_written_stands(tmp_path, model, dataset):
+    class Breaking(Counting):
+        def forward(self, inputs, tap):
+            if self.seen == 4:
+                raise KeyboardInterrupt
+            return super().forward(inputs, tap)
+
+    with pytest.raises(KeyboardInterrupt):
+        harvest_job(tmp_path / "store", Breaking(model), dataset, 8, **SPEC)
+    assert len(list((tmp_path / "store/sums").iterdir())) >= 5
+    store = harvested(tmp_path / "store", model, dataset, 8, **SPEC)
+    assert digests(store.artifact.folder) == digests(harvested(tmp_path / "whole", model, dataset, 8, **SPEC).artifact.folder)
+
+
+@pytest.mark.skipif(not TASKS.is_dir(), reason="this system does not list the threads of a process")
+def test_the_background_sums_with_the_threads_of_the_spec(tmp_path, model, dataset, monkeypatch):
+    """A new thread knows nothing of torch.set_num_threads: products of a covariance would take all cores, and so give other sums."""
+    started = []
+    writer = pipeline.activations.harvest.ShardWriter
+    write = writer.write
+
+    def watched(*given):
+        before, some = len(list(TASKS.iterdir())), torch.randn(400, 400, dtype=torch.float64)
+        some @ some
+        started.append(len(list(TASKS.iterdir())) - before)
+        write(*given)
+
+    monkeypatch.setattr(writer, "write", watched)
+    harvest_job(tmp_path / "store", model, dataset, 8, **SPEC)
+    assert started == [0] * 8
+
+
+def test_progress_counts_rows_as_they_come(tmp_path, model, dataset, monkeypatch):
+    told = []
+
+    class Bar:
+        def __init__(self, what, total, unit, done) -> None:
+            told.append((what, total, unit, done))
+
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *_) -> None:
+            told.append("end")
+
+        def advance(self, by) -> None:
+            told.append(by)
+
+    monkeypatch.setattr(pipeline.activations.harvest, "progress", Bar)
+    harvest_job(tmp_path / "store", model, dataset, 8, **SPEC)
+    assert told[0] == ("harvest", 61, "rows", 0)
+    assert told[1:-1] == [8] * 7 + [5]
+    told.clear()
+    (tmp_path / "store/sums/000002.safetensors").unlink()
+    harvest_job(tmp_path / "store", model, dataset, 8, **SPEC)
+    assert told == [("harvest", 61, "rows", 53), 8, "end"]
+
+
+def test_rows_past_the_end_of_a_split_are_none(text):
+    assert isinstance(text, TokenExamples)
+    assert list(text.batches(2, 5)) == []
+
+
+@pytest.mark.parametrize("cores", [1, 2])
+def test_writing_in_turn_and_beside_the_forward_leave_the_same_bytes(make, monkeypatch, cores):
+    monkeypatch.setattr(pipeline.activations.harvest, "_cores", lambda: cores)
+    taken = []
+    submit = pipeline.activations.harvest._InTurn.submit
+    monkeypatch.setattr(pipeline.activations.harvest._InTurn, "submit", lambda *given: taken.append(1) or submit(*given))
+    found = digests(make().artifact.folder)
+    assert bool(taken) == (cores == 1), "torch has one thread here"
+    monkeypatch.undo()
+    assert digests(make("other").artifact.folder) == found

@@ -7,10 +7,13 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from pipeline.activations.store import ActivationStore
-from pipeline.artifacts.manifest import MANIFEST
+from pipeline.activations.trace import trace
+from pipeline.artifacts.manifest import MANIFEST, Artifact
 from pipeline.datasets import tokens
 from pipeline.features.contexts import blocks
 from pipeline.features.describe import describe
+from tests.conftest import Lookup
+from tests.stores import harvested
 
 LATENTS = 5
 
@@ -43,14 +46,15 @@ def search(values: np.ndarray, length: int, contexts: int, before: int, after: i
 
 
 @pytest.fixture
-def contexts_of(make_store, make_tokens):
-    """The same as the project finds them, in a store of token sequences. Token i is shown as the letter i."""
+def contexts_of(make_store, tmp_path):
+    """The same as the project finds them, in a store of token sequences all positions of which are rows. Row i is of token i."""
 
     def contexts_of(values, length: int, contexts: int, before: int, after: int, size: int, **store) -> list[tuple]:
-        made = make_store(values, length=length, chunk_rows=64, shard_rows=64, batch=16, **store)
-        spec = {"hook": "x", "batch": size, "contexts": contexts, "before": before, "after": after, "split": "train"}
-        table = describe(Straight(), made, make_tokens(np.arange(202), 202, "shown"), spec)[1]
-        first = {text: i for i, text in enumerate(tokens.text(np.arange(202), make_tokens(np.arange(202), 202, "letters")))}
+        made = make_store(values, length=length, chunk_rows=64, shard_rows=64, batch=16, sinks_above=None, **store)
+        spec = {"hook": "x", "batch": size, "contexts": contexts, "before": before, "after": after}
+        dataset = Artifact.open(tmp_path / "store-ids" / MANIFEST)
+        table = describe(Straight(), made, dataset, spec)[1]
+        first = {text: i for i, text in enumerate(tokens.text(np.arange(dataset.facts["vocabulary"]), dataset))}
         return [
             (c["latent"], c["rank"], c["sequence"], length * c["sequence"] + c["position"], first[c["tokens"][0]], c["activations"])
             for c in table.to_pylist()
@@ -96,6 +100,53 @@ def test_of_equal_values_the_earlier_sequence_stays_in_front(contexts_of):
     """However many are equal: a sort that is not stable would show any of them."""
     found = contexts_of(np.ones((200, LATENTS)), 1, 10, 0, 0, 64)
     assert [one[2] for one in found] == list(range(10)) * LATENTS
+
+
+SPECIAL, SINK = 0, 9
+
+
+@pytest.fixture
+def gappy(tmp_path, make_tokens):
+    """A store that leaves out the special token of a text and flags another, and the dataset: `gappy(length, ...)`."""
+
+    def gappy(length: int, **settings) -> tuple[ActivationStore, Artifact]:
+        chance = np.random.default_rng(2)
+        ids = chance.choice(10, 121, p=[0.2, *[0.09] * 8, 0.08])
+        rows = chance.random((10, LATENTS)) * (chance.random((10, LATENTS)) < 0.6)
+        rows[SINK] = 1000
+        dataset = make_tokens(ids, 10, special=[SPECIAL])
+        return harvested(tmp_path / "store", Lookup(rows), dataset, length, chunk_rows=16, shard_rows=32, **settings), dataset
+
+    return gappy
+
+
+@pytest.mark.parametrize("length", [1, 7, 30, 500])
+@pytest.mark.parametrize(("before", "after"), [(3, 2), (0, 100)])
+@pytest.mark.parametrize("settings", [{}, {"rows": 50}])
+def test_windows_are_the_text_as_it_stands_with_nothing_at_what_is_left_out_or_flagged(gappy, length, before, after, settings):
+    store, dataset = gappy(length, **settings)
+    ids = np.asarray(tokens.read(dataset, "train"))[:-1]
+    sequence, position = (store[name].read(0, len(store)) for name in ("sequence", "position"))
+    places = length * sequence + position
+    values = np.zeros((places[-1] + 1, LATENTS), dtype=np.float32)  # every position up to the last row
+    values[places] = np.where(store["token"].read(0, len(store))[:, None] == SINK, 0, store["x"].read(0, len(store)))
+    spec = {"hook": "x", "batch": 20, "contexts": 4, "before": before, "after": after}
+    latents, contexts = describe(Straight(), store, dataset, spec)
+    found = contexts.to_pylist()
+    expected = search(values, length, 4, before, after)
+    shown = tokens.text(ids, dataset)
+    assert [(c["latent"], c["rank"], c["sequence"], length * c["sequence"] + c["position"], c["activations"]) for c in found] == [
+        (latent, rank, number, at, window) for latent, rank, number, at, _, window in expected
+    ]
+    assert [c["tokens"] for c in found] == [shown[first : first + len(window)] for *_, first, window in expected]
+    assert all(c["activation"] < 1 for c in found), "a sink would be 1000"
+    for one, place in zip(found, trace(store, dataset, contexts["row"].to_numpy()), strict=True):
+        assert (place.sequence, place.position) == (one["sequence"], one["position"])
+    kept = ~np.isin(ids[: len(values)], [SPECIAL, SINK])
+    np.testing.assert_allclose(latents["density"], (values[kept] != 0).mean(0))
+    np.testing.assert_allclose(latents["mean"], values[kept].mean(0, dtype=np.float64))
+    assert latents["max"].to_pylist() == values[kept].max(0).tolist()
+    assert store["x"].kept_rows() == kept.sum() < len(store) < len(values)
 
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=20)

@@ -4,11 +4,15 @@ import numpy as np
 import pytest
 import torch
 
+from pipeline.activations.store import ActivationStore
+from pipeline.artifacts.errors import UserError
+from pipeline.artifacts.manifest import MANIFEST, Artifact
 from pipeline.datasets import tables
 from pipeline.features.describe import describe
 from pipeline.saes import checkpoint
+from tests.stores import harvested
 
-SPEC = {"hook": "x", "batch": 16, "contexts": 3, "before": 2, "after": 1, "split": "train"}
+SPEC = {"hook": "x", "batch": 16, "contexts": 3, "before": 2, "after": 1}
 
 
 @pytest.fixture
@@ -26,11 +30,21 @@ def values(rows: int) -> np.ndarray:
     return found
 
 
-def test_contexts_in_text_show_the_tokens_around_the_strongest(make_store, make_tokens, sae):
+@pytest.fixture
+def make_text(make_store, tmp_path):
+    """A store of token sequences of 9, and its dataset."""
+
+    def make_text(given: np.ndarray, **settings) -> tuple[ActivationStore, Artifact]:
+        store = make_store(given, length=9, chunk_rows=64, shard_rows=64, **settings)
+        return store, Artifact.open(tmp_path / "store-ids" / MANIFEST)
+
+    return make_text
+
+
+def test_contexts_in_text_show_the_tokens_around_the_strongest(make_text, sae):
     """Token i of the stream is the number i, so that a window's tokens say where it is."""
     given = values(70)
-    store = make_store(given, length=9, chunk_rows=64, shard_rows=64)
-    text = make_tokens(np.arange(71), 71, "shown")
+    store, text = make_text(given)
     latents, contexts = describe(sae, store, text, SPEC)
     assert latents["density"].to_pylist() == pytest.approx([(given[:, m] > 0).mean() for m in range(3)])
     assert set(contexts["latent"].to_pylist()) == {0, 2}
@@ -45,23 +59,53 @@ def test_contexts_in_text_show_the_tokens_around_the_strongest(make_store, make_
         assert [one["activation"] for one in contexts.to_pylist() if one["latent"] == latent] == strongest
 
 
-def test_contexts_in_a_table_show_the_row_and_its_target(make_store, make_table, sae):
-    given = values(40)
-    store = make_store(given, chunk_rows=64, shard_rows=64)
-    inputs, target = np.random.default_rng(1).normal(size=(40, 4)), np.arange(40)
-    table = make_table(inputs, target, name="shown")
+class Given(torch.nn.Module):
+    """A model whose hook `x` is some columns of its input."""
+
+    def forward(self, inputs, tap):
+        return tap("x", inputs[:, :3])
+
+
+def test_contexts_in_a_table_show_the_row_and_its_target(make_table, tmp_path, sae):
+    given = np.concatenate([values(40), np.random.default_rng(1).normal(size=(40, 1)).astype(np.float32)], 1)
+    table = make_table(given, np.arange(40))
+    store = harvested(tmp_path / "store", Given(), table, None)
     _, contexts = describe(sae, store, table, SPEC)
     assert len(contexts) == 6
     for one in contexts.to_pylist():
         assert one["activation"] == given[one["sequence"], one["latent"]]
-        assert one["position"] == 0
+        assert (one["position"], one["row"]) == (0, one["sequence"])
         assert one["target"] == one["sequence"]
         assert one["input"] == tables.read(table, "train")[0][one["sequence"]].tolist()
 
 
-def test_the_size_of_batches_does_not_count(make_store, make_tokens, sae):
-    store = make_store(values(70), length=9, chunk_rows=64, shard_rows=64)
-    text = make_tokens(np.arange(71), 71, "shown")
+def test_the_size_of_batches_does_not_count(make_text, sae):
+    store, text = make_text(values(70))
     found = [describe(sae, store, text, {**SPEC, "batch": size})[1] for size in (1, 20, 1000)]
     assert found[0].equals(found[1])
     assert found[0].equals(found[2])
+
+
+def test_a_flagged_row_is_nobodys_strongest_and_counts_in_no_statistic(make_text, sae):
+    given = values(70)
+    given[30] = 1000
+    store, text = make_text(given)
+    for size in (1, 20):
+        latents, contexts = describe(sae, store, text, {**SPEC, "batch": size})
+        assert latents["density"].to_pylist() == pytest.approx([(np.delete(given, 30, 0)[:, m] > 0).mean() for m in range(3)])
+        assert max(latents["max"].to_pylist()) < 1000
+        assert 1 not in contexts["latent"].to_pylist(), "it fires nowhere else"
+        assert max(contexts["activation"].to_pylist()) < 1000
+
+
+def test_a_store_of_another_text_is_refused(make_text, make_tokens, sae):
+    """Its positions would be shown as words of the wrong text."""
+    with pytest.raises(UserError, match="recorded over a dataset with hash"):
+        describe(sae, make_text(values(70))[0], make_tokens(np.arange(72), 72, "other"), SPEC)
+
+
+def test_a_store_all_of_whose_rows_are_flagged_is_told_of(make_text, sae):
+    given = values(70)
+    given[0] = 1000
+    with pytest.raises(UserError, match="hook x: all 1 rows are flagged"):
+        describe(sae, *make_text(given, rows=1, batch=4), SPEC)

@@ -12,6 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from pipeline.models import bdh_parts, checkpoint
 from pipeline.models.bdh import Model, export
+from pipeline.models.bdh_tapped import TappedLevels
 from pipeline.models.hooks import record, spliced
 from pipeline.study.models.bdh import BDH
 
@@ -116,6 +117,18 @@ def test_no_token_sees_a_later_one_and_each_sees_the_earlier_ones(bdh):
         other[0, changed] = (other[0, changed] + 1) % 11
         same = (bdh(other)[0] == before).all(1)
         assert same[:changed].all() and not same[changed:].any()
+
+
+@pytest.mark.parametrize("hook", HOOKS)
+@pytest.mark.parametrize("length", [8, 19])
+def test_one_hook_is_recorded_bit_for_bit_as_all_are_seen_and_no_wide_one_is_made_for_it(build, monkeypatch, hook, length):
+    model = build(FACTS, **SMALL)[0].eval().requires_grad_(False)
+    ids = text(5, length)
+    seen, _ = all_hooks(model, ids)
+    made = []
+    monkeypatch.setattr(TappedLevels, "forward", lambda self, x, n, old=TappedLevels.forward: made.append(n) or old(self, x, n))
+    assert torch.equal(record(model, ids, [hook])[hook], seen[hook])
+    assert made == ([] if hook.endswith("resid_post") else [int(hook[7])])
 
 
 @pytest.mark.parametrize("length", [8, 19])

@@ -5,6 +5,7 @@ import torch
 
 from pipeline.artifacts.errors import UserError
 from pipeline.models.hooks import record, spliced
+from pipeline.study.kinds import kinds
 
 HOOKS = [f"blocks.{n}.{hook}" for n in range(3) for hook in ("resid_pre", "attn_out", "resid_mid", "mlp_hidden", "mlp_out", "resid_post")]
 
@@ -73,3 +74,29 @@ def test_an_error_inside_leaves_the_model_as_it_was(gpt, ids):
         spliced(gpt, ids, "blocks.0.resid_mid", lambda x: x / (1 // 0))
     record(gpt, ids, ["blocks.0.resid_pre"])
     assert torch.equal(gpt(ids), before)
+
+
+SMALL = {
+    "bdh": ({"vocabulary": 11}, {"layers": 2, "width": 6, "heads": 3, "multiplier": 5, "context": 8}),
+    "gpt": ({"vocabulary": 11}, {"layers": 2, "width": 12, "heads": 3, "context": 8}),
+    "mlp": ({"width": 6}, {"hidden": [8, 16, 8], "batch_norm": [1, 2]}),
+    "nanochat": ({"vocabulary": 11}, {"layers": 2, "width": 24, "heads": 6, "kv_heads": 2, "context": 8}),
+}
+
+
+def test_every_architecture_that_is_built_here_is_tried():
+    """Those of the Hugging Face hub have tests of their own, test_hub_hooks.py."""
+    assert SMALL.keys() == kinds("models").keys() - {"hub"}
+
+
+@pytest.mark.parametrize("architecture", SMALL)
+def test_a_forward_that_stops_after_the_last_hook_gives_the_bits_of_a_whole_one(build, ids, architecture):
+    facts, shape = SMALL[architecture]
+    model, spec = build(facts, architecture=architecture, **shape)
+    inputs = torch.randn(5, 6, generator=torch.Generator().manual_seed(1)) if architecture == "mlp" else ids
+    with torch.no_grad():
+        whole = full(model, inputs)
+        for wanted in [[hook] for hook in spec.hooks()] + [list(spec.hooks()), list(spec.hooks())[::-2]]:
+            found = record(model, inputs, wanted)
+            assert set(found) == set(wanted)
+            assert all(torch.equal(found[hook], whole[hook]) for hook in wanted)

@@ -30,7 +30,7 @@ TOKENS = ["<b>", " lord", "\n", "&amp;"]
 def metrics(fve: float) -> dict[str, Any]:
     """What evaluation says of an SAE."""
     return {
-        "rows": 4321, "positions": 8765, "split": "validation",
+        "rows": 4321, "flagged": 0, "left_out": 0, "positions": 8765, "split": "validation",
         "fve": fve, "mse": 7.5, "mse_per_dim": 0.9375, "relative_reconstruction_bias": 0.99,
         "l0": 3.25, "l0_above": 2.5, "active_above": 0.01, "dead": 0.5, "loss_clean": 1.0, "loss_sae": 1.5, "loss_zero": 4.0,
         "loss_mean": 3.0, "loss_score_zero": 0.8125, "loss_score_mean": None,

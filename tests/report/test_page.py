@@ -4,6 +4,7 @@ import base64
 import csv
 import io
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 
 import pytest
@@ -93,6 +94,37 @@ def test_numbers_stand_with_what_they_were_measured_on(html):
     text = Reader(html).text
     assert "validation split, 4,321 rows" in text
     assert "Dead: no fire in any of these rows" in text
+
+
+@pytest.mark.parametrize(
+    ("counts", "said"),
+    [
+        ([(0, 0)] * 3, None),
+        ([(679, 0)] * 3, "blocks.0.mlp_out of mlp: 13.6 % of positions (special tokens)"),
+        ([(0, 9)] * 3, "blocks.0.mlp_out of mlp: 0.2 % of rows (attention sinks)"),
+        ([(679, 9)] * 3, "blocks.0.mlp_out of mlp: 13.6 % of positions (special tokens), 0.2 % of rows (attention sinks)"),
+    ],
+)
+def test_what_was_not_measured_is_said_where_there_is_any(results, counts, said):
+    saes = [
+        replace(sae, metrics={**sae.metrics, "left_out": out, "flagged": flagged})
+        for sae, (out, flagged) in zip(results.saes, counts, strict=True)
+    ]
+    some = replace(results, saes=saes)
+    text = Reader(page(some, figures(some, ENTRIES), SPEC)).text
+    assert (f"Not measured: {said}." in text) if said else ("Not measured" not in text)
+    (line, *_) = csv.DictReader(io.StringIO(sae_table(some)))
+    assert (line["left_out"], line["flagged"]) == tuple(str(count) for count in counts[0])
+
+
+def test_shares_that_were_not_measured_have_a_range_over_models(results):
+    """Two variants of the activations, of models that differ by their seed."""
+    saes = [
+        replace(sae, activations=f"mlp_seed={n}", metrics={**sae.metrics, "flagged": 4321 * n}) for n, sae in enumerate(results.saes[:2])
+    ]
+    some = replace(results, saes=saes)
+    drawn = figures(some, {**ENTRIES, "activations": {"mlp_seed=0": "mlp", "mlp_seed=1": "mlp"}})
+    assert "blocks.0.mlp_out of mlp: 25.0 % (0.0 % – 50.0 %) of rows (attention sinks)" in Reader(page(some, drawn, SPEC)).text
 
 
 def test_models_have_a_row_for_each_split(html):

@@ -1,6 +1,7 @@
 """Only what changed runs again: the change, and exactly the jobs it may cause."""
 
 import copy
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -55,6 +56,7 @@ def add_architecture(folder: Path) -> None:
 
 
 TABLE = {
+    "most memory of a harvest": (study(lambda s: s["activations"]["layer2"].update(memory_mb=2000)), set()),
     "a comment in a library module": (edit("pipeline/saes/base.py", "import torch\n", "import torch  # the tensor library\n"), set()),
     "a docstring in a library module": (edit("pipeline/saes/train.py", '"""Trains one SAE', '"""Trains, step by step, one SAE'), set()),
     "where curves are shown": (study(lambda s: s.update(tracking={"tensorboard": True})), set()),
@@ -125,6 +127,29 @@ def test_the_new_variant_runs_and_leaves_the_others_alone(fresh: Project):
     assert {path: path.stat().st_mtime_ns for path in old} == old
 
 
+@pytest.mark.parametrize("jobs", [2, 5])
+def test_another_number_of_jobs_keeps_every_shard_and_what_was_made_of_them(fresh: Project, jobs: int):
+    stores = fresh.folder / "results/small/activations/layer2"
+    kept = {path: path.stat().st_mtime_ns for path in stores.glob("*/store.zarr/layer2/c/*/0")}
+    manifests = {path: path.read_bytes() for path in stores.glob("*/manifest.json")}
+    assert (len(kept), len(manifests)) == (4 + 1, 2)
+    for number in (jobs, 1):
+        study(lambda s, number=number: s["activations"]["layer2"].update(jobs=number))(fresh.folder)
+        fresh.run("--until", "seal_store")
+        assert {path: path.stat().st_mtime_ns for path in kept} == kept
+        assert {path: path.read_bytes() for path in manifests} == manifests
+        assert fresh.planned() == set()
+        assert sorted(path.name for path in (stores / "train/parts").iterdir()) == [f"{job}.json" for job in range(number)]
+
+
+def test_each_split_has_so_many_jobs(fresh: Project):
+    study(lambda s: s["activations"]["layer2"].update(jobs=3, dtype="float16"))(fresh.folder)
+    shown = fresh.snakemake("-n")
+    assert shown.returncode == 0, shown.stderr
+    told = re.findall(r"Harvesting layer2 over (\w+), job (\d)", shown.stdout)
+    assert sorted(told) == [(split, str(job)) for split in ("train", "validation") for job in range(3)]
+
+
 def delete(shard: Path, other: Path) -> None:
     shard.unlink()
 
@@ -155,11 +180,15 @@ def test_a_spoilt_shard_is_named_and_the_printed_command_repairs_it(fresh: Proje
     retrained = fresh.snakemake("--forcerun", "results/small/saes/layer2/layer2/relu/manifest.json")
     assert retrained.returncode != 0
     line = next(line for line in retrained.stderr.splitlines() if line.startswith("error: "))
-    assert "store.zarr/layer2/c/1/0 (rows 128-255 of layer2): " in line
+    assert re.search(r"store\.zarr/layer2/c/1/0 \(rows (128|192)-255 of layer2\): ", line), "the shard, or the chunk of it"
     assert words in line
     command = line.split("repair: python ")[1].split()
+    kept = {path: path.stat().st_mtime_ns for path in shards.glob("*/0") if path.parent.name not in ("1", "2")}
+    manifest = (shards.parents[2] / "manifest.json").read_bytes()
     repaired = fresh.python(*command)
     assert repaired.returncode == 0, repaired.stderr[-3000:]
+    assert (shards.parents[2] / "manifest.json").read_bytes() == manifest
+    assert {path: path.stat().st_mtime_ns for path in kept} == kept, "undamaged shards are not made again"
     assert fresh.planned() == set()  # the same bytes came back, so nothing that was made of them runs
     assert fresh.python("-m", "pipeline", "verify").returncode == 0
 

@@ -1,0 +1,130 @@
+"""Reads the chunks of a hook or an index, each compared with the checksum it was published with."""
+
+import threading
+from collections import OrderedDict
+from typing import NoReturn
+
+import numpy as np
+
+from pipeline.activations.layout import SPARSE_FILES, STORE, sums_file
+from pipeline.activations.shards import Described, Shard
+from pipeline.activations.sums import Block, Sparse, checksum, unpacked
+from pipeline.artifacts.manifest import DIFFERENT, Artifact
+from pipeline.artifacts.storage import Folder
+
+OPEN_FILES = 32
+"""Files of an array that are kept open."""
+
+
+class Chunks:
+    """The chunks of one array of a published store, `chunk_rows` rows each. Threads may read them at the same time."""
+
+    def __init__(self, artifact: Artifact, name: str, rows: int, shard_rows: int, chunk_rows: int, width: int | None) -> None:
+        """`width` is that of a sparse hook, else None."""
+        self.artifact, self.name, self.rows = artifact, name, rows
+        self.shard_rows, self.chunk_rows, self.width = shard_rows, chunk_rows, width
+        self.per_shard = shard_rows // chunk_rows
+        self._published: dict[int, np.ndarray] = {}
+        self._open: OrderedDict[str, Shard] = OrderedDict()
+        self._lock = threading.Lock()
+        self._faults: tuple[type[Exception], ...] = (ValueError, RuntimeError, LookupError, *artifact.storage.faults)
+        if width is None:
+            self._dense = Described.of(artifact.content(f"{STORE}/{name}/zarr.json"))
+            self.direct = isinstance(artifact.storage, Folder) and self._dense.compression is None
+
+    def __len__(self) -> int:
+        return -(-self.rows // self.chunk_rows)
+
+    def span(self, chunk: int) -> tuple[int, int]:
+        """Rows of a chunk: the first, and one after the last."""
+        return chunk * self.chunk_rows, min((chunk + 1) * self.chunk_rows, self.rows)
+
+    def read(self, chunk: int) -> Block:
+        """The rows of a chunk, as stored. Raises DamagedArtifact."""
+        if self.width is not None:
+            return self._sparse(chunk)
+        start, stop = self.span(chunk)
+        rows = np.empty((stop - start, *self._dense.shape[1:]), dtype=self._dense.dtype)
+        self.read_into(chunk, rows)
+        return rows
+
+    def read_into(self, chunk: int, rows: np.ndarray) -> None:
+        """The same of a dense array, into memory that is there; it must be contiguous. Raises DamagedArtifact."""
+        shard = chunk // self.per_shard
+        published = self._checksum(chunk)
+        try:
+            found = self._opened(self._files(shard)[0], self._dense).read(chunk % self.per_shard, rows)
+        except self._faults as error:
+            self._damaged(chunk, error)
+        if found != published:
+            self._damaged(chunk, ValueError(DIFFERENT))
+
+    def stored(self, shard: int) -> np.ndarray:
+        """How many numbers each chunk of a shard of a sparse hook holds, int64, without reading them. Raises DamagedArtifact."""
+        first = shard * self.per_shard
+        self._checksum(first)
+        try:
+            pointers = self._part(shard, "pointers").numbers(0, min(self.shard_rows, self.rows - shard * self.shard_rows) + 1)
+        except self._faults as error:
+            self._damaged(first, error)
+        return np.diff(np.append(pointers[: -1 : self.chunk_rows], pointers[-1]))
+
+    def _sparse(self, chunk: int) -> Sparse:
+        assert self.width is not None
+        shard = chunk // self.per_shard
+        published = self._checksum(chunk)
+        start, stop = (row - shard * self.shard_rows for row in self.span(chunk))
+        try:
+            pointers = self._part(shard, "pointers").numbers(start, stop + 1)
+            first, last = int(pointers[0]), int(pointers[-1])
+            values, indices = (self._part(shard, part).numbers(first, last) for part in ("values", "indices"))
+            rows = Sparse(values, indices, pointers - first, self.width)
+        except self._faults as error:
+            self._damaged(chunk, error)
+        if checksum(rows) != published:
+            self._damaged(chunk, ValueError(DIFFERENT))
+        return rows
+
+    def _part(self, shard: int, part: str) -> Shard:
+        """One of the arrays of a shard of a sparse hook."""
+        return self._opened(f"{STORE}/{self.name}/{shard}/{part}/c/0", None)
+
+    def _opened(self, name: str, about: Described | None) -> Shard:
+        """A file; it stays open while it is among the last that were asked for."""
+        with self._lock:
+            if name not in self._open:
+                about = about or Described.of(self.artifact.content(name.replace("/c/0", "/zarr.json")))
+                size = self.artifact.files[name]["size"] if name in self.artifact.files else 0
+                self._open[name] = Shard(self.artifact.storage, name, size, about)
+                if len(self._open) > OPEN_FILES:
+                    self._open.popitem(last=False)
+            self._open.move_to_end(name)
+            return self._open[name]
+
+    def _checksum(self, chunk: int) -> int:
+        """Of a chunk, as published; the sizes of its shard's files are compared when it is first asked for."""
+        shard = chunk // self.per_shard
+        with self._lock:
+            if shard not in self._published:
+                content = self.artifact.content(sums_file(shard))
+                for name in self._files(shard):
+                    self.artifact.check_size(name)
+                self._published[shard] = unpacked(content)[0][f"{self.name}.crc32c"]
+        return int(self._published[shard][chunk % self.per_shard])
+
+    def _files(self, shard: int) -> list[str]:
+        """Files of the artifact that hold a shard of this array."""
+        if self.width is None:
+            return [f"{STORE}/{self.name}/c/{shard}" + "/0" * (len(self._dense.shape) - 1)]
+        return [name for file in SPARSE_FILES if (name := f"{STORE}/{self.name}/{shard}/{file}") in self.artifact.files]
+
+    def _damaged(self, chunk: int, error: Exception) -> NoReturn:
+        problem = str(error).partition("\n")[0]
+        for name in self._files(chunk // self.per_shard):
+            if fault := self.artifact.fault(name):
+                if fault != DIFFERENT:  # what befell the whole file is told of all its rows
+                    self.artifact.damaged(name, fault)
+                problem = fault
+                break
+        start, stop = self.span(chunk)
+        self.artifact.damaged(name, problem, f"rows {start}-{stop - 1} of {self.name}")

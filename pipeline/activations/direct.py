@@ -1,0 +1,53 @@
+"""Writes the shard of an array as Zarr's sharding codec would, byte for byte, where nothing is compressed and it lies on a disk.
+
+Zarr encodes a whole shard in memory, several times its size, writes it, and leaves it to be read again for its hash. Here the chunks go
+from where they are into the file, and are hashed beside that (benchmarks/compression.py).
+"""
+
+import hashlib
+from concurrent.futures import Executor
+from dataclasses import dataclass
+from pathlib import Path
+
+import google_crc32c
+import numpy as np
+
+ABSENT = 2**64 - 1
+"""Offset and size, in a shard's index, of a chunk that lies behind the last row."""
+
+
+@dataclass(frozen=True)
+class Written:
+    """A shard that is written; of each of its chunks the crc32c of its rows."""
+
+    size: int
+    sha256: str
+    crc32c: np.ndarray
+
+
+def write_shard(path: Path, rows: np.ndarray, chunk_rows: int, shard_rows: int, beside: Executor) -> Written:
+    """Writes rows, which must be contiguous. `beside` hashes, one thing at a time. Raises OSError."""
+    whole = chunk_rows * rows.nbytes // len(rows)
+    index = np.full((shard_rows // chunk_rows, 2), ABSENT, dtype="<u8")
+    found, digest = [], hashlib.sha256()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("wb") as file:
+        hashed = []
+
+        def put(content: memoryview | bytes) -> None:
+            hashed.append(beside.submit(digest.update, content))
+            file.write(content)
+
+        for number, start in enumerate(range(0, len(rows), chunk_rows)):
+            some = rows[start : start + chunk_rows]
+            padding = bytes(whole - some.nbytes)
+            own = google_crc32c.value(some)
+            found.append(own)
+            put(some.data.cast("B"))
+            put(padding + google_crc32c.extend(own, padding).to_bytes(4, "little"))
+            index[number] = number * (whole + 4), whole + 4
+        put(index.tobytes())
+        put(google_crc32c.value(index).to_bytes(4, "little"))
+        for one in hashed:
+            one.result()
+        return Written(file.tell(), digest.hexdigest(), np.array(found, dtype=np.uint32))

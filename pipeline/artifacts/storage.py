@@ -1,0 +1,227 @@
+"""Where the files of an artifact lie: a folder, or a prefix of an object store.
+
+An object store is reached by obstore (the extra `remote`). What is put there appears whole or not at all, as a file does that is
+renamed into place.
+"""
+
+import hashlib
+import os
+import secrets
+import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from pipeline.artifacts.errors import UserError
+
+BLOCK = 8 * 2**20
+"""Bytes of an object that are held at a time while it is hashed."""
+
+
+class OpenFile:
+    """A file that is open while somebody holds this."""
+
+    def __init__(self, path: Path) -> None:
+        self._number = os.open(path, os.O_RDONLY)
+
+    def read_at(self, at: int, buffers: Sequence[bytearray | memoryview]) -> int:
+        """Fills buffers, one after the other, with the bytes from `at` on, and says how many there were: at most 2 GiB."""
+        return os.preadv(self._number, buffers, at)
+
+    def __del__(self) -> None:
+        if hasattr(self, "_number"):
+            os.close(self._number)
+
+
+class OpenObject:
+    """The same of an object."""
+
+    def __init__(self, bucket: "Bucket", name: str) -> None:
+        self._bucket, self._name = bucket, name
+
+    def read_at(self, at: int, buffers: Sequence[bytearray | memoryview]) -> int:
+        """Fills buffers, one after the other, with the bytes from `at` on, and says how many there were."""
+        found = memoryview(self._bucket.range(self._name, at, sum(len(buffer) for buffer in buffers)))
+        begin = 0
+        for buffer in buffers:
+            part = found[begin : begin + len(buffer)]
+            buffer[: len(part)] = part
+            begin += len(part)
+        return begin
+
+
+class Folder:
+    """Files under a folder."""
+
+    faults: tuple[type[Exception], ...] = (OSError,)
+    """What `opened` and `zarr` can raise of the storage itself."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def where(self, name: str) -> str:
+        """How a message names a file."""
+        return str(self.folder / name)
+
+    def size(self, name: str) -> int | None:
+        """Bytes of a file; None when there is none."""
+        path = self.folder / name
+        return path.stat().st_size if path.is_file() else None
+
+    def sha256(self, name: str) -> str:
+        """Hex digest of a file's bytes."""
+        with (self.folder / name).open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+
+    def read(self, name: str) -> bytes:
+        """A small file. Raises FileNotFoundError."""
+        return (self.folder / name).read_bytes()
+
+    def write(self, name: str, content: bytes) -> None:
+        """Puts a small file in place by a rename, when it is on the disk."""
+        path = self.folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        beside = path.with_name(f"{path.name}.{secrets.token_hex(4)}.part")  # jobs on two machines may write the same file
+        try:
+            with beside.open("wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            beside.replace(path)
+        finally:
+            beside.unlink(missing_ok=True)
+
+    def flush(self, name: str) -> None:
+        """Waits until a file's bytes are on the disk."""
+        with (self.folder / name).open("rb") as file:
+            os.fsync(file.fileno())
+
+    def names(self) -> Iterator[str]:
+        """All files."""
+        return (str(path.relative_to(self.folder)) for path in sorted(self.folder.rglob("*")) if path.is_file())
+
+    def remove(self, name: str) -> None:
+        """Removes a file."""
+        (self.folder / name).unlink(missing_ok=True)
+
+    def free(self) -> int | None:
+        """Bytes that can still be written; None where nobody knows."""
+        return shutil.disk_usage(self.folder).free
+
+    def opened(self, name: str) -> OpenFile:
+        """A file, for reading parts of it."""
+        return OpenFile(self.folder / name)
+
+    def zarr(self, name: str) -> Any:
+        """The Zarr store that lies under `name`."""
+        from zarr.storage import LocalStore
+
+        return LocalStore(self.folder / name)
+
+
+class Bucket:
+    """Objects under an address such as s3://bucket/prefix. Where the store itself cannot be used, UserError is raised."""
+
+    def __init__(self, address: str) -> None:
+        try:
+            import obstore
+            from obstore.store import from_url
+        except ImportError:
+            raise UserError(f"{address}: needs obstore; install it with: pip install 'saeflow[remote]'") from None
+        self.address, self._obstore = address.rstrip("/"), obstore
+        self.faults: tuple[type[Exception], ...] = (OSError, obstore.exceptions.BaseError)
+        try:
+            self._store = from_url(self.address)
+        except (ValueError, obstore.exceptions.BaseError) as error:
+            raise UserError(f"{address}: no address of an object store, such as s3://bucket/prefix ({_line(error)})") from None
+
+    def where(self, name: str) -> str:
+        """How a message names an object."""
+        return f"{self.address}/{name}"
+
+    def size(self, name: str) -> int | None:
+        """Bytes of an object; None when there is none."""
+        try:
+            with self._told(name):
+                return self._obstore.head(self._store, name)["size"]
+        except FileNotFoundError:
+            return None
+
+    def sha256(self, name: str) -> str:
+        """Hex digest of an object's bytes. Raises FileNotFoundError."""
+        digest = hashlib.sha256()
+        with self._told(name):
+            for block in self._obstore.get(self._store, name).stream(min_chunk_size=BLOCK):
+                digest.update(block)
+        return digest.hexdigest()
+
+    def read(self, name: str) -> bytes:
+        """A small object. Raises FileNotFoundError."""
+        with self._told(name):
+            return bytes(self._obstore.get(self._store, name).bytes())
+
+    def write(self, name: str, content: bytes) -> None:
+        """Puts a small object."""
+        try:
+            with self._told(name):
+                self._obstore.put(self._store, name, content)
+        except FileNotFoundError:
+            raise UserError(f"{self.where(name)}: there is no such bucket") from None
+
+    def flush(self, name: str) -> None:
+        """An object that was put is there."""
+
+    def names(self) -> Iterator[str]:
+        """All objects."""
+        with self._told(""):
+            for page in self._obstore.list(self._store):
+                yield from (one["path"] for one in page)
+
+    def remove(self, name: str) -> None:
+        """Removes an object."""
+        if self.size(name) is not None:
+            with self._told(name):
+                self._obstore.delete(self._store, name)
+
+    def free(self) -> int | None:
+        """Nobody knows."""
+        return None
+
+    def opened(self, name: str) -> OpenObject:
+        """An object, for reading parts of it; whether it is there shows then."""
+        return OpenObject(self, name)
+
+    def range(self, name: str, at: int, size: int) -> Any:
+        """Bytes of an object from `at` on. Raises `faults`."""
+        return self._obstore.get_range(self._store, name, start=at, length=size)
+
+    def zarr(self, name: str) -> Any:
+        """The Zarr store that lies under `name`."""
+        from obstore.store import from_url
+        from zarr.storage import ObjectStore
+
+        return ObjectStore(from_url(f"{self.address}/{name}"))
+
+    @contextmanager
+    def _told(self, name: str) -> Iterator[None]:
+        """Says on one line what the store refuses; that there is no such object is for the caller."""
+        try:
+            yield
+        except FileNotFoundError:
+            raise
+        except self.faults as error:
+            raise UserError(f"{self.where(name)}: {_line(error)}") from None
+
+
+def _line(error: Exception) -> str:
+    """What an error says, without the page that a server sent with it."""
+    return str(error).partition("\n")[0].partition(": <?xml")[0]
+
+
+Storage = Folder | Bucket
+
+
+def storage(folder: Path, location: str | None) -> Storage:
+    """Where an artifact's files lie: at `location` if there is one, else in its folder."""
+    return Bucket(location) if location else Folder(folder)

@@ -1,0 +1,306 @@
+"""A harvest that is cut off goes on at the first shard that is not written, and ends in the bytes of one that never was."""
+
+import multiprocessing
+import os
+import random
+import re
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from harvests import HOOKS, SPEC, digests, gpt, ids, made, published_gpt
+
+from pipeline.artifacts.errors import UserError
+from pipeline.artifacts.manifest import MANIFEST, Artifact
+from pipeline.steps import harvest, seal_store
+from pipeline.study.activations import Activations
+from tests.conftest import Lookup
+from tests.stores import harvest_job, harvested, sealed
+
+KILLS = 20
+together = multiprocessing.get_context("fork")
+
+
+@pytest.fixture
+def dataset(make_tokens):
+    return make_tokens(ids(), 11)
+
+
+def steps(folder: Path, model: Artifact, dataset: Artifact, **chosen):
+    """The two steps as rules run them: `(harvest, seal)`."""
+    spec = {**Activations(model="gpt", **{**SPEC, **chosen}).settings(), "split": "train"}
+    given = [one.folder / MANIFEST for one in (model, dataset)]
+    run = {"jobs": 1, "location": None}
+    return (
+        lambda: harvest.main({**spec, "run": {**run, "job": 0, "memory_mb": 64}}, *given, folder),
+        lambda: seal_store.main({**spec, "run": run}, *given, folder),
+    )
+
+
+def killed_after(seconds: float, work) -> bool:
+    """Runs `work` in a process and kills it; whether it was done before."""
+    process = together.Process(target=work)
+    process.start()
+    process.join(seconds)
+    done = process.exitcode is not None
+    if not done:
+        os.kill(process.pid, signal.SIGKILL)
+        process.join()
+    else:
+        assert process.exitcode == 0
+    return done
+
+
+@pytest.mark.slow
+def test_killed_at_any_moment_it_goes_on_and_ends_in_the_same_bytes(tmp_path, make_tokens):
+    model, dataset = published_gpt(tmp_path / "model"), make_tokens(ids(501), 11)
+    shape = {"chunk_rows": 4, "shard_rows": 4, "sparse": HOOKS[:1], "covariance": HOOKS[1:]}
+    whole = steps(tmp_path / "whole", model, dataset, **shape)
+    start = time.monotonic()
+    whole[0]()
+    takes = time.monotonic() - start
+    whole[1]()
+    folder = tmp_path / "killed"
+    work, seal = steps(folder, model, dataset, **shape)
+    shuffled, written, kills = random.Random(0), {}, 0
+    while kills < KILLS:
+        done = killed_after(shuffled.uniform(0.02, 2 * takes / KILLS), work)
+        now = made(folder)
+        assert written.items() <= now.items(), "a shard that was written is not made again"
+        written = now
+        assert not (folder / MANIFEST).exists()
+        if done:  # all is written: some shard is taken away, so that there is work again
+            for name in shuffled.sample(sorted(written), 40):
+                (folder / "sums" / name).unlink()
+                written.pop(name)
+        kills += not done
+    work()
+    assert written.items() <= made(folder).items()
+    seal()
+    assert digests(folder) == digests(tmp_path / "whole")
+    assert not [path for path in folder.rglob("*") if path.name.endswith((".part", ".partial"))]
+
+
+@pytest.mark.slow
+def test_the_step_itself_killed_goes_on(tmp_path, dataset):
+    """The command as a rule runs it, in a process of its own."""
+    model, folder = published_gpt(tmp_path / "model"), tmp_path / "store"
+    spec = Activations(model="gpt", **{**SPEC, "chunk_rows": 1, "shard_rows": 1}).model_dump_json(
+        exclude={"model", "splits", "jobs", "memory_mb", "location"}
+    )
+    spec = f'{spec[:-1]}, "split": "train", "run": {{"job": 0, "jobs": 1, "memory_mb": 64, "location": null}}}}'
+    given = ["--model", model.folder / MANIFEST, "--dataset", dataset.folder / MANIFEST, "--out", folder]
+    command = [sys.executable, "-m", "pipeline.steps.harvest", "--spec", spec, *map(str, given)]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    while not made(folder):
+        assert process.poll() is None, process.communicate()[1]
+        time.sleep(0.001)
+    process.kill()
+    process.wait()
+    written = made(folder)
+    assert 0 < len(written) < 61
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert "harvest: 61 rows in" in done.stderr
+    assert written.items() <= made(folder).items()
+    assert len(made(folder)) == 61
+
+
+DAMAGE = {
+    "a hook's shard cut short": (f"store.zarr/{HOOKS[0]}/c/3/0", lambda path: os.truncate(path, 10), f"rows 24-31 of {HOOKS[0]}"),
+    "a hook's shard lost": (f"store.zarr/{HOOKS[1]}/c/3/0", Path.unlink, f"rows 24-31 of {HOOKS[1]}"),
+    "a bit of an index": ("store.zarr/token/c/3", lambda path: flip(path), "rows 24-31 of token"),
+    "a bit of the flags": (f"store.zarr/sinks/{HOOKS[0]}/c/3", lambda path: flip(path), f"rows 24-31 of sinks/{HOOKS[0]}"),
+    "the sums": ("sums/000003.safetensors", lambda path: flip(path), "sums of rows 24-31"),
+    "the sums cut short": ("sums/000003.safetensors", lambda path: os.truncate(path, 5), "sums of rows 24-31"),
+    "the sums of products": ("sums/000003.outer.safetensors", lambda path: flip(path), "sums of rows 24-31"),
+}
+
+
+def flip(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize("what", DAMAGE)
+def test_a_damaged_shard_is_named_and_made_again_alone(tmp_path, dataset, capsys, what):
+    name, damage, words = DAMAGE[what]
+    spec = {**SPEC, "covariance": HOOKS}
+    folder = tmp_path / "store"
+    expected = digests(harvested(folder, gpt(), dataset, 8, **spec).artifact.folder)
+    before = {path: path.stat().st_mtime_ns for path in folder.rglob("*") if re.search(r"/c/|sums/", str(path)) and path.is_file()}
+    damage(folder / name)
+    capsys.readouterr()
+    part = harvest_job(folder, gpt(), dataset, 8, **spec)
+    told = capsys.readouterr().err.splitlines()
+    assert len(told) == 2
+    assert str(folder / name.replace("outer.", "" if "sums" in words else "outer.")) in told[0]
+    assert f"({words}): " in told[0]
+    assert told[0].endswith("; made again")
+    changed = {path for path, at in before.items() if path.stat().st_mtime_ns != at}
+    own = ("c/3", "c/3/0", "000003.safetensors", "000003.outer.safetensors")
+    assert {path for path in before if str(path).endswith(own)} == changed
+    sealed(folder, [part], dataset, 8, **spec)
+    assert digests(folder) == expected
+
+
+@pytest.mark.parametrize("other", ["a setting", "the model"])
+def test_shards_of_another_harvest_are_not_taken_over(tmp_path, other):
+    models = [published_gpt(tmp_path / f"model{seed}", seed) for seed in range(2)]
+    from pipeline.artifacts.manifest import publishing
+    from pipeline.datasets import token_files  # the dataset of both
+
+    with publishing(tmp_path / "tokens", "dataset", {"kind": "given"}, {}) as draft:
+        file = token_files.SplitFile(draft, "train", 11)
+        file.add(ids(), np.array([62]), np.array([True]))
+        file.close()
+        token_files.write_vocabulary(draft, [bytes([i]) for i in range(11)], {})
+        draft.facts |= token_files.facts({"train": file}, 11, "bytes", [])
+    dataset = Artifact.open(tmp_path / "tokens" / MANIFEST)
+    first, second = (models[0], {}), (models[0], {"sinks_above": 3}) if other == "a setting" else (models[1], {})
+    for work in steps(tmp_path / "store", first[0], dataset, **first[1]):
+        work()
+    before = made(tmp_path / "store")
+    for folder in ("store", "whole"):
+        for work in steps(tmp_path / folder, second[0], dataset, **second[1]):
+            work()
+    after = made(tmp_path / "store")
+    assert before.keys() == after.keys()
+    assert not before.items() & after.items()
+    assert digests(tmp_path / "store") == digests(tmp_path / "whole")
+
+
+def test_what_writers_left_is_gone_after_sealing(tmp_path, dataset, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    folder = Path("results/s/activations/x/train")
+    expected = digests(harvested(folder, gpt(), dataset, 8, **SPEC).artifact.folder)
+    left = [
+        "store.zarr/zarr.json.1.part",
+        f"store.zarr/{HOOKS[0]}/c/3/0.ab.partial",
+        f"store.zarr/{HOOKS[0]}/c/9/0",
+        "store.zarr/gone/zarr.json",
+        "sums/000009.safetensors",
+        "sums/000001.outer.safetensors",
+        "parts/7.json",
+        "parts/7.json.part",
+        "harvest.json",
+    ]
+    for name in left:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text("left")
+    harvested(folder, gpt(), dataset, 8, **SPEC)
+    assert digests(folder) == expected
+    assert not (folder / "store.zarr/gone").exists()
+    assert not (folder / "parts/7.json").exists()
+
+
+def test_a_folder_of_the_user_keeps_what_is_no_stores(tmp_path, dataset):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine/notes.txt").write_text("keep")
+    harvested(tmp_path / "mine", gpt(), dataset, 8, **SPEC)
+    assert (tmp_path / "mine/notes.txt").read_text() == "keep"
+
+
+WIDE = {"hooks": ["x"], "batch": 64, "chunk_rows": 256, "shard_rows": 256}
+
+
+def wide() -> Lookup:
+    """A hook of 512 numbers: half a MiB in a shard of 256 rows."""
+    return Lookup(np.random.default_rng(0).normal(size=(256, 512)))
+
+
+def test_a_file_that_may_not_grow_ends_in_one_line_and_the_harvest_goes_on(tmp_path, make_tokens):
+    """A real limit of the system, of the size of files, that needs no rights to set."""
+    dataset = make_tokens(np.arange(4097) % 256)
+    expected = digests(harvested(tmp_path / "whole", wide(), dataset, 64, **WIDE).artifact.folder)
+    work = together.Queue()
+
+    def limited() -> None:
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (2**18, 2**18))
+        try:
+            harvest_job(tmp_path / "store", wide(), dataset, 64, **WIDE)
+        except UserError as error:
+            work.put(str(error))
+
+    process = together.Process(target=limited)
+    process.start()
+    told = work.get(timeout=60)
+    process.join()
+    assert process.exitcode == 0
+    assert "store.zarr: File too large, at rows 0-255; the shards before stand" in told
+    assert "\n" not in told
+    assert digests(harvested(tmp_path / "store", wide(), dataset, 64, **WIDE).artifact.folder) == expected
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A disk of 8 MiB."""
+    place = tmp_path / "disk"
+    place.mkdir()
+    if (
+        shutil.which("mount") is None
+        or subprocess.run(["mount", "-t", "tmpfs", "-o", "size=8m", "tmpfs", place], capture_output=True).returncode
+    ):
+        pytest.skip("a small disk cannot be mounted here (it takes root)")
+    yield place
+    subprocess.run(["umount", place], check=True)
+
+
+def test_a_full_disk_ends_in_one_line_and_the_harvest_goes_on(small_disk, tmp_path, make_tokens):
+    """Another program takes the room that there was when the harvest began."""
+    dataset = make_tokens(np.arange(2049) % 256)
+    expected = digests(harvested(tmp_path / "whole", wide(), dataset, 64, **WIDE).artifact.folder)
+
+    class Crowded(Lookup):
+        calls = 0
+
+        def forward(self, inputs, tap):
+            self.calls += 1
+            if self.calls == 2:
+                (small_disk / "filler").write_bytes(bytes(6 * 2**20))
+            return super().forward(inputs, tap)
+
+    with pytest.raises(UserError) as caught:
+        harvest_job(small_disk / "store", Crowded(wide().rows.numpy()), dataset, 64, **{**WIDE, "batch": 4})
+    assert re.search(r"store\.zarr: No space left on device, at rows \d[\d,]*-\d[\d,]*; the shards before stand", str(caught.value))
+    assert "\n" not in str(caught.value)
+    written = made(small_disk / "store")
+    assert 1 <= len(written) < 8
+    with pytest.raises(UserError, match=r"rows need about .* are free on that disk; make room"):
+        harvest_job(small_disk / "store", wide(), dataset, 64, **{**WIDE, "batch": 4})
+    (small_disk / "filler").unlink()
+    store = harvested(small_disk / "store", wide(), dataset, 64, **{**WIDE, "batch": 4})
+    assert written.items() <= made(small_disk / "store").items()
+    assert digests(store.artifact.folder).keys() == expected.keys()
+    for name in ("x", "token", "sequence", "position"):
+        files = [one for one in expected if one.startswith(f"store.zarr/{name}/")]
+        assert all(digests(store.artifact.folder)[one] == expected[one] for one in files)
+
+
+def test_memory_does_not_grow_with_the_rows(tmp_path, make_tokens):
+    """Peak memory of processes that harvest 4, 16 and 64 MB."""
+    splits = {times: make_tokens(np.arange(2048 * times + 1) % 256, name=f"tokens{times}") for times in (1, 4, 16)}
+    peaks = {times: peak_of(lambda times=times: harvest_job(tmp_path / str(times), wide(), splits[times], 64, **WIDE)) for times in splits}
+    assert peaks[16] - peaks[4] < 15e6, {times: f"{peak / 1e6:.0f} MB" for times, peak in peaks.items()}
+
+
+def peak_of(work) -> int:
+    """Peak memory, in bytes, of a process that does `work`."""
+    found = together.Queue()
+
+    def watched() -> None:
+        work()
+        found.put(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
+
+    process = together.Process(target=watched)
+    process.start()
+    peak = found.get(timeout=120)
+    process.join()
+    return peak
