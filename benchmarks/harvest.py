@@ -27,6 +27,7 @@ import numpy as np
 import torch
 
 import pipeline.activations.harvest
+from pipeline import memory
 from pipeline.activations.harvest import Job, harvest
 from pipeline.activations.rows import Rows, left_out
 from pipeline.activations.seal import seal
@@ -232,6 +233,7 @@ def main() -> None:
     if unknown := [part for part in options.parts if part not in parts]:
         parser.error(f"'{unknown[0]}' is no part; there are {', '.join(parts)}")
     torch.set_num_threads(options.threads)
+    memory.keep()  # as every step does
     for part in options.parts or parts:
         with tempfile.TemporaryDirectory() as folder:
             parts[part](Path(folder), options.quick, options.turns)

@@ -11,7 +11,9 @@ from functools import cache
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
-PRESENTATION = frozenset({"pipeline.artifacts.run", "pipeline.console", "pipeline.study.faults", "pipeline.training.tracking"})
+PRESENTATION = frozenset(
+    {"pipeline.artifacts.run", "pipeline.console", "pipeline.memory", "pipeline.study.faults", "pipeline.training.tracking"}
+)
 """Modules that decide how things are said and shown, and no byte of any artifact."""
 _IGNORED = {"ctx", "type_comment", "type_ignores", "kind", "type_params"}
 

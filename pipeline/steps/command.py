@@ -13,6 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from pipeline import memory
 from pipeline.artifacts.errors import UserError
 from pipeline.artifacts.run import run_facts
 from pipeline.console import say
@@ -35,6 +36,7 @@ def run(step: Callable[..., None]) -> None:
             optional = parameter.default is not inspect.Parameter.empty
             parser.add_argument(option, required=not optional, type=Path, metavar="FOLDER" if name == "out" else "MANIFEST", help=about)
     options = vars(parser.parse_args())
+    memory.keep()
     try:
         step(**options)
     except UserError as error:
