@@ -1,8 +1,10 @@
-"""What every SAE is: four tensors, and the few methods that training, evaluation and export ask for.
+"""What every SAE is: an encoder, a decoder, and the few methods that training, evaluation and export ask for.
 
-Letters: B rows, D width of the hook, M latents, K active ones. W_enc (D, M), b_enc (M), W_dec (M, D), b_dec (D), as in SAELens.
+Letters: B rows, D width of the hook that is read, E that of the hook that is predicted (D, the same hook, unless it is a transcoder), M
+latents, K active ones. W_enc (D, M), b_enc (M), W_dec (M, E), b_dec (E), as in SAELens; a skip-transcoder has W_skip (D, E) as well.
 """
 
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,6 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.artifacts.seeds import derive
+from pipeline.saes.latents import Latents
+from pipeline.saes.units import Units
+from pipeline.study.sae import SAE as Spec
 
 
 @dataclass
@@ -23,52 +28,128 @@ class Losses:
     squared_error: Tensor
 
 
+@dataclass(frozen=True)
+class Step:
+    """What a step of training tells the SAE."""
+
+    variance: float
+    """Of what is predicted, over the whole store, summed over dimensions."""
+    sparsity: float = 1.0
+    """Share of the sparsity penalty that counts (warm-up)."""
+    k: int | None = None
+    """Active latents of a row, where that is annealed; the setting's own when None."""
+    dead_M: Tensor | None = None
+    """Latents that have not fired within the window; None: nobody counts."""
+    summed: Callable[[Tensor], Tensor] = lambda value: value
+    """Sum over the processes that share a batch."""
+    gathered: Callable[[Tensor], Tensor] = lambda value: value
+    """Values of all processes that share a batch, joined along the first dimension."""
+
+
 class SAE(nn.Module):
     """Encoder, decoder, and how they are trained. An architecture says the rest."""
 
     architecture: str
-    """What SAELens calls it."""
+    """What SAELens calls it, once it is trained."""
+    _PER_LATENT = ("b_enc",)
+    """Parameters in units of the latents, one number each: biases of the encoder, thresholds."""
 
-    def __init__(self, width: int, latents: int) -> None:
+    def __init__(self, spec: Spec, width: int, latents: int, out: int) -> None:
         super().__init__()
+        self.spec: Any = spec
         self.W_enc = nn.Parameter(torch.zeros(latents, width).T)  # laid out by latent, as the sparse gradient comes
         self.b_enc = nn.Parameter(torch.zeros(latents))
-        self.W_dec = nn.Parameter(torch.zeros(latents, width))
-        self.b_dec = nn.Parameter(torch.zeros(width))
-
-    def initialise(self, mean_D: Tensor) -> None:
-        """Weights before the first step; `mean_D` is the mean of the activations."""
-        raise NotImplementedError
+        self.W_dec = nn.Parameter(torch.zeros(latents, out))
+        self.b_dec = nn.Parameter(torch.zeros(out))
+        self.W_skip = nn.Parameter(torch.zeros(width, out)) if spec.skip else None
 
     def encode(self, x_BD: Tensor) -> Tensor:
-        """Latents (B, M)."""
+        """Latents (B, M), as they are after training."""
         raise NotImplementedError
 
-    def decode(self, f_BM: Tensor) -> Tensor:
-        """Reconstruction (B, D)."""
-        return f_BM @ self.W_dec + self.b_dec
-
-    def losses(self, x_BD: Tensor, variance: float) -> Losses:
-        """Loss of a batch; `variance` is that of the whole store, summed over dimensions."""
+    def losses(self, x_BD: Tensor, y_BE: Tensor, at: Step) -> Losses:
+        """Loss of a batch: latents of x, which are to give y (x itself unless it is a transcoder)."""
         raise NotImplementedError
 
     def saelens(self) -> dict[str, Any]:
         """What SAELens' cfg.json says beyond the sizes."""
-        raise NotImplementedError
+        return {"apply_b_dec_to_input": self.spec.subtract_b_dec}
+
+    def decode(self, f_BM: Tensor) -> Tensor:
+        """What the latents stand for (B, E); without what a skip-transcoder adds."""
+        return f_BM @ self.W_dec + self.b_dec
+
+    def forward(self, x_BD: Tensor) -> Tensor:
+        """Reconstruction of x, or what a transcoder predicts from it (B, E)."""
+        found = self.decode(self.encode(x_BD))
+        return found if self.W_skip is None else found + x_BD @ self.W_skip
+
+    def centred(self, x_BD: Tensor) -> Tensor:
+        """The encoder's input."""
+        return x_BD - self.b_dec if self.spec.subtract_b_dec else x_BD
+
+    def pre(self, centred_BD: Tensor) -> Tensor:
+        """Pre-activations (B, M): the dense product."""
+        return torch.addmm(self.b_enc, centred_BD, self.W_enc)
+
+    def reconstruct(self, f: Latents, x_BD: Tensor) -> Tensor:
+        """What `f` stands for (B, E), while training."""
+        found = f.decode(self.W_dec) + self.b_dec
+        return found if self.W_skip is None else found + x_BD @ self.W_skip
 
     @torch.no_grad()
-    def init_tied(self, seed: int, mean_D: Tensor) -> None:
-        """Random unit decoder rows, the encoder their transpose, b_dec the mean of the activations."""
-        generator = torch.Generator().manual_seed(derive(seed, "sae", "weights"))
-        rows = torch.randn(self.W_dec.shape, generator=generator)
-        self.W_dec.copy_(rows / rows.norm(dim=1, keepdim=True))
-        self.W_enc.copy_(self.W_dec.T)
-        self.b_dec.copy_(mean_D)
+    def initialise(self, centre_E: Tensor) -> None:
+        """Weights before the first step; `centre_E` is where b_dec begins."""
+        spec, generator = self.spec, torch.Generator().manual_seed(derive(self.spec.seed, "sae", "weights"))
+        if spec.init == "linear":
+            bounds = {"W_enc": self.W_enc.shape[0], "b_enc": self.W_enc.shape[0]} | dict.fromkeys(("W_dec", "b_dec"), self.W_dec.shape[0])
+            for name, inputs in bounds.items():
+                getattr(self, name).uniform_(-(inputs**-0.5), inputs**-0.5, generator=generator)
+        else:
+            rows = torch.randn(self.W_dec.shape, generator=generator)
+            self.W_dec.copy_(rows / rows.norm(dim=1, keepdim=True))
+            if spec.outputs is None:
+                self.W_enc.copy_(self.W_dec.T)
+            else:
+                columns = torch.randn(self.W_enc.T.shape, generator=generator)
+                self.W_enc.copy_((columns / columns.norm(dim=1, keepdim=True)).T)
+            self.b_dec.copy_(centre_E)
 
     @torch.no_grad()
-    def init_linear(self, seed: int) -> None:
-        """As torch.nn.Linear does it: uniform within 1 / sqrt(inputs), weights and biases."""
-        generator = torch.Generator().manual_seed(derive(seed, "sae", "weights"))
-        inputs = {"W_enc": self.W_enc.shape[0], "b_enc": self.W_enc.shape[0], "W_dec": self.W_dec.shape[0], "b_dec": self.W_dec.shape[0]}
-        for name, parameter in self.named_parameters():
-            parameter.uniform_(-(inputs[name] ** -0.5), inputs[name] ** -0.5, generator=generator)
+    def fold(self, inputs: Units, outputs: Units) -> None:
+        """Takes the units of training into the weights, so that they fit raw activations.
+
+        With a scale alone, latents come out in units of the activations: biases and thresholds are divided, which leaves what fires as it
+        is, since all activation functions here are positively homogeneous. Whitened, they stay in units of the whitened ones.
+        """
+        biases = [getattr(self, name) for name in self._PER_LATENT]
+        if inputs.matrix is None:
+            for bias in biases:
+                bias /= inputs.scale
+        else:
+            self.W_enc.copy_(inputs.matrix @ self.W_enc)
+        if not self.spec.subtract_b_dec:
+            self.shift_pre(-(inputs.shift @ self.W_enc))
+        self.W_dec.copy_(outputs.directions_back(self.W_dec * inputs.scale))
+        self.b_dec.copy_(outputs.back(self.b_dec))
+        if self.W_skip is not None:
+            self.W_skip.copy_(outputs.directions_back(inputs.directions(self.W_skip)))
+            self.b_dec.sub_(inputs.shift @ self.W_skip)
+
+    def shift_pre(self, by_M: Tensor) -> None:
+        """Adds to all pre-activations, by the biases."""
+        self.b_enc.add_(by_M)
+
+    def unit_decoder(self) -> bool:
+        """Whether rows of the decoder are kept at norm 1."""
+        return self.spec.decoder == "unit"
+
+
+def error_share(squared_error: Tensor, rows: int, variance: float) -> Tensor:
+    """Squared error, summed over a batch, as a share of the variance: what all recipes minimise whose weights do not depend on scale."""
+    return squared_error / (rows * variance)
+
+
+def total(parts: Iterable[Tensor]) -> Tensor:
+    """Sum of the parts of a loss."""
+    return torch.stack(list(parts)).sum()

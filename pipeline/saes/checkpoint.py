@@ -18,12 +18,14 @@ SAELENS_VERSION = "6.54.12"
 WEIGHTS = "sae_weights.safetensors"
 
 
-def build(spec: dict[str, Any], width: int) -> tuple[SAE, Any]:
-    """An SAE with zero weights for a hook of this width, and its parsed spec."""
+def build(spec: dict[str, Any], width: int, out: int | None = None) -> tuple[SAE, Any]:
+    """An SAE with zero weights for a hook of this width (a transcoder: whose output has width `out`), and its parsed spec."""
     architecture = importlib.import_module(f"pipeline.saes.{module_name(spec['architecture'])}")
-    own = {key: value for key, value in spec.items() if key not in ("hook", "metadata")}
+    own = {key: value for key, value in spec.items() if key not in ("hook", "output", "metadata")}
+    if own.get("outputs"):
+        own["hooks"] = [spec["hook"]]
     settings = architecture.Spec.model_validate({**own, "activations": "given"})
-    return architecture.Module(settings, width, settings.latents or 8 * width), settings
+    return architecture.Module(settings, width, settings.latents or 8 * width, out or width), settings
 
 
 def save(draft: Draft, sae: SAE, spec: dict[str, Any], log_sparsity: torch.Tensor) -> None:

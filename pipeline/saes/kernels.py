@@ -79,9 +79,9 @@ class Active:
         """Dense (B, M)."""
         return values_N.new_zeros(self.rows, self.latents).index_put((self.row, self.index), values_N)
 
-    def count(self) -> Tensor:
-        """Rows in which each latent is active (M,)."""
-        return torch.bincount(self.index, minlength=self.latents)
+    def count(self, mask_N: Tensor | None = None) -> Tensor:
+        """Rows in which each latent is active (M,); of the pairs where a mask is true."""
+        return torch.bincount(self.index if mask_N is None else self.index[mask_N], minlength=self.latents)
 
 
 class _Encode(torch.autograd.Function):
@@ -124,3 +124,20 @@ class _Decode(torch.autograd.Function):
 def decode_at(values_N: Tensor, W_dec: Tensor, active: Active) -> Tensor:
     """`f @ W_dec` (B, D) for latents that have `values_N` at the active pairs and are 0 elsewhere."""
     return _Decode.apply(values_N, W_dec, active)
+
+
+class _AtPairs(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, each_M: Tensor, active: Active) -> Tensor:
+        ctx.active = active
+        return each_M[active.index]
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_N: Tensor) -> tuple[Tensor | None, ...]:
+        return torch.bincount(ctx.active.index, grad_N, minlength=ctx.active.latents).to(grad_N.dtype), None
+
+
+def at_pairs(each_M: Tensor, active: Active) -> Tensor:
+    """`each[index]` (N,): a number of each latent, at its pairs."""
+    return _AtPairs.apply(each_M, active)

@@ -6,7 +6,7 @@ from pipeline.activations.loader import ActivationLoader
 from pipeline.activations.store import ActivationStore, Column
 from pipeline.artifacts.errors import UserError
 from pipeline.console import progress
-from pipeline.saes.base import SAE, Losses
+from pipeline.saes.base import SAE, Losses, Step
 from pipeline.study.sae import SAE as Spec
 from pipeline.training.curve import Curve
 from pipeline.training.optimizer import ScheduledAdamW
@@ -20,6 +20,8 @@ SPARSITY_ROWS = 2**17
 def train(sae: SAE, spec: Spec, store: ActivationStore, hook: str) -> Curve:
     """Trains `sae` in place as `spec` (a study's SAE spec) says. Raises UserError when the loss is not finite."""
     settings = spec.training
+    if settings.lr is None:
+        settings = settings.model_copy(update={"lr": 2e-4 * (sae.W_dec.shape[0] / 2**14) ** -0.5})
     loader = ActivationLoader(store, hook, settings.batch, spec.seed, settings.memory_mb)
     variance = store.variance(hook)
     if not variance > 0:
@@ -33,7 +35,7 @@ def train(sae: SAE, spec: Spec, store: ActivationStore, hook: str) -> Curve:
     with progress("training", steps) as bar:
         for batch in loader.batches(epochs=settings.epochs):
             x = batch[hook]
-            found = sae.losses(x, variance)
+            found = sae.losses(x, x, Step(variance))
             found.total.backward()
             optimizer.step()
             step += 1

@@ -1,16 +1,18 @@
 """What all SAE architectures share. An architecture is one file in `saes/`."""
 
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
-from pipeline.study.base import Count, Distinct, Name, Seed, Spec
+from pipeline.study.base import Count, Distinct, Fraction, Name, Positive, Seed, Share, Spec
 from pipeline.study.training import Optimizer, Schedule
 
 
 class SAETraining(Optimizer):
     """Batches from a seeded permutation of the rows of the train store."""
 
+    lr: Positive | None = None  # type: ignore[assignment]
+    """Learning rate at the top of its schedule; 2e-4 x (latents / 2^14)^-1/2 when not given (Gao et al. 2024, figure 3)."""
     schedule: Schedule = Schedule(shape="linear", warmup=100)
     epochs: Count = 10
     """Passes over the store, each in equal batches of at most `batch` rows."""
@@ -18,11 +20,46 @@ class SAETraining(Optimizer):
     memory_mb: Count = 2048
     """Memory for rows of the store. While they fit, the order is an exact permutation; otherwise chunks in random order are
     mixed as many as fit."""
+    precision: Literal["float32", "bfloat16"] = "float32"
+    """Of the dense products; weights, thresholds, norms and sums stay in float32."""
+    sparsity_warmup: Fraction = 0.05
+    """Share of the run in which a sparsity penalty rises from 0."""
+    dead_tokens: Count = 10_000_000
+    """A latent is dead when it has fired in none of so many rows, or of `dead_share` of the run where that is less."""
+    dead_share: Annotated[float, Field(gt=0, le=1)] = 0.2
+    resample: Annotated[list[Share], Distinct] = []
+    """Points of the run, as shares of its steps, at which dead latents are given directions of rows that are reconstructed badly
+    (Bricken et al. 2023)."""
+    points: Count = 50
+    """Rows in the training curve, each with what is measured on held-out rows."""
+    validate_on: Count = 2**13
+    """Rows of the validation store, spread evenly, that are measured; none where the activations have no such split."""
+    keep: Literal["last", "best"] = "last"
+    """Which weights the study goes on with: of the last step, or of the best held-out loss. Both are saved."""
+    stop_after: Count | None = None
+    """Points of the curve without a new best held-out loss after which training stops."""
+    snapshots: Annotated[list[Count], Distinct] = []
+    """Steps after which the weights are kept as well, to see how features emerge."""
+    when_wrong: Literal["stop", "warn"] = "stop"
+    """What a run does whose loss is no longer finite, or whose L0 did not move under a sparsity penalty: end with an error, or say so and
+    go on with the last good weights."""
+    processes: Count = 1
+    """Processes that share each batch (torchrun)."""
+
+
+class Normalise(Spec):
+    """Units in which the SAE is trained. They are folded into its weights when it is saved."""
+
+    centre: bool = False
+    """Whether the mean of the activations is subtracted."""
+    scale: Literal["none", "norm", "whiten"] = "none"
+    """`norm`: one factor, that makes the mean squared norm the width; `whiten`: equal variance in all directions (takes `centre`, and the
+    store's covariance)."""
 
     @model_validator(mode="after")
-    def _no_plateau(self) -> Self:
-        if self.schedule.shape == "plateau":
-            raise ValueError("schedule: `plateau` needs a loss on held-out rows, which SAEs are not measured on while they train")
+    def _whitened_about_the_mean(self) -> Self:
+        if self.scale == "whiten" and not self.centre:
+            raise ValueError("scale: `whiten` is about the mean; give `centre: true` as well")
         return self
 
 
@@ -34,15 +71,49 @@ class SAE(Spec):
     """The activations it is trained on. If their model is swept, there is one SAE for each variant."""
     hooks: Annotated[list[str], Field(min_length=1), Distinct] | None = None
     """Which of their hooks; all when not given."""
+    outputs: Annotated[list[str], Field(min_length=1)] | None = None
+    """For each of `hooks` the hook that is predicted from it: a transcoder (Dunefsky et al. 2024, arXiv 2406.11944)."""
+    skip: bool = False
+    """Whether a linear map of the input is added to what a transcoder predicts (Paulo et al. 2025, arXiv 2501.18823)."""
     latents: Count | None = None
     """Number of latents; 8 x the hook's width when not given, as in Bricken et al. 2023."""
+    init: Literal["tied", "linear"] = "tied"
+    """`tied`: random unit decoder rows, the encoder their transpose (of a transcoder, random unit columns), b_dec as `b_dec` says;
+    `linear`: torch.nn.Linear's."""
+    b_dec: Literal["mean", "geometric-median", "zero"] = "mean"
+    """Where b_dec begins: a centre of the activations."""
+    subtract_b_dec: bool = True
+    """Whether b_dec is subtracted from the input; never of a transcoder."""
+    decoder: Literal["unit", "free"] = "unit"
+    """`unit`: decoder rows stay at norm 1, and the part of their gradient along them is removed; `free`: as the loss moves them."""
+    normalise: Normalise = Normalise()
     seed: Seed = 0
     """Seed of initial weights and batch order."""
     threads: Count = 1
     """Compute threads. Part of the result: another number changes floating-point sums."""
+    train_together: bool = False
+    """Whether the variants of this entry that share a seed are trained in one job, on one read of the store. The weights are those of
+    separate training; a change of one variant then trains all of them again."""
     training: SAETraining = SAETraining()
     sweep: dict[str, list[Any]] = {}
     """Settings that vary: each key (dotted for nested ones) with its values; every combination is a variant."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _transcoder_takes_its_input_as_it_is(cls, raw: Any) -> Any:
+        return {"subtract_b_dec": False, **raw} if isinstance(raw, dict) and raw.get("outputs") else raw
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if self.outputs is None:
+            if self.skip:
+                raise ValueError("skip: is for transcoders; give `outputs`")
+            return self
+        if self.hooks is None or len(self.outputs) != len(self.hooks):
+            raise ValueError(f"outputs: {len(self.outputs)} of them for {len(self.hooks or [])} `hooks`; give one for each")
+        if self.subtract_b_dec:
+            raise ValueError("subtract_b_dec: of a transcoder, b_dec is in the space of its output and cannot be subtracted from its input")
+        return self
 
     def problems(self, width: int) -> list[str]:
         """What is wrong with these settings on a hook of this width, as "setting: what"."""
@@ -50,4 +121,4 @@ class SAE(Spec):
 
     def settings(self) -> dict:
         """What the training step reads."""
-        return self.model_dump(mode="json", exclude={"sweep", "activations", "hooks"})
+        return self.model_dump(mode="json", exclude={"sweep", "activations", "hooks", "train_together"})

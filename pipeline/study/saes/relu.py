@@ -3,7 +3,7 @@
 from typing import Literal
 
 from pipeline.study.base import NonNegative
-from pipeline.study.sae import SAE, SAETraining
+from pipeline.study.sae import SAE
 
 
 class ReLU(SAE):
@@ -17,8 +17,5 @@ class ReLU(SAE):
     squared error per element."""
     penalty: Literal["decoder-norm", "plain"] = "decoder-norm"
     """Sum of latents times the norm of their decoder rows, or the plain sum of latents."""
-    init: Literal["tied", "linear"] = "tied"
-    """`tied`: random unit decoder rows, the encoder their transpose, b_dec the mean; `linear`: torch.nn.Linear's."""
-    subtract_b_dec: bool = True
-    """Whether b_dec is subtracted from the input."""
-    training: SAETraining = SAETraining()
+    decoder: Literal["unit", "free"] = "free"
+    """`unit`: decoder rows stay at norm 1, as the plain penalty needs; `free`: as the loss moves them."""

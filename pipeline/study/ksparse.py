@@ -1,0 +1,22 @@
+"""What architectures share that keep a number of latents."""
+
+from pipeline.study.base import Count, Fraction, NonNegative
+from pipeline.study.sae import SAE
+
+
+class KSparse(SAE):
+    """A number of latents is kept: of each row, or of a batch."""
+
+    k: Count = 32
+    """Latents that may fire for one input; of a batch, on average."""
+    k_start: Count | None = None
+    """Where k begins, if it is annealed."""
+    k_anneal: Fraction = 0.1
+    """Share of the run in which k falls from `k_start`, linearly."""
+    auxk: NonNegative = 1 / 32
+    """Weight of the loss by which dead latents learn (AuxK, Gao et al. 2024)."""
+
+    def problems(self, width: int) -> list[str]:
+        latents = self.latents or 8 * width
+        over = [name for name in ("k", "k_start") if (getattr(self, name) or 0) > latents]
+        return [f"{name}: {getattr(self, name)} is more than the {latents} latents" for name in over]
