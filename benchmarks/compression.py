@@ -31,7 +31,7 @@ import torch
 import zarr
 from harvest import CONTEXT, DIGEST, Case, in_turns, stories, stories15m
 
-from pipeline.activations.harvest import BITS, TYPES
+from pipeline.activations.filling import BITS
 from pipeline.activations.layout import CODECS, STORE, STORED, Layout
 from pipeline.activations.seal import seal
 from pipeline.activations.store import ActivationStore
@@ -96,7 +96,7 @@ def recorded(folder: Path, rows: int) -> tuple[torch.Tensor, Artifact]:
 
 def stored(values: torch.Tensor, dtype: str) -> np.ndarray:
     """Numbers as a shard takes them."""
-    found = values.to(TYPES[dtype])
+    found = values.to(getattr(torch, dtype))
     bits = BITS.get(found.dtype)
     return found.numpy() if bits is None else found.view(bits).numpy().view(STORED[dtype])
 
@@ -153,7 +153,7 @@ def codecs(folder: Path, rows: int, turns: int) -> None:
     pipelines = {"zarr-python": "zarr.core.codec_pipeline.BatchedCodecPipeline"}
     pipelines |= {"zarrs": "zarrs.ZarrsCodecPipeline"} if importlib.util.find_spec("zarrs") else {}
     print(f"{'dtype':9} {'compression':11} {'size':>5} {'write':>8} {'read':>8}  " + "  ".join(f"{'by ' + name:>14}" for name in pipelines))
-    for dtype in TYPES:
+    for dtype in STORED:
         for compression in CODECS:
             one = Sides(folder / f"{dtype}-{compression}", values, dataset, dtype, compression)
             write = statistics.median(in_turns(turns, write=one.write)["write"])

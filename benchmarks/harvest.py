@@ -29,7 +29,7 @@ import torch
 import pipeline.activations.harvest
 from pipeline import memory
 from pipeline.activations.harvest import Job, harvest
-from pipeline.activations.rows import Rows, left_out
+from pipeline.activations.rows import Rows, tokens_left_out
 from pipeline.activations.seal import seal
 from pipeline.artifacts.manifest import MANIFEST, Artifact
 from pipeline.artifacts.storage import Folder
@@ -58,7 +58,7 @@ class Case:
 
     def rows(self) -> Rows:
         split = TokenExamples(self.dataset, "train", self.length)
-        return Rows(split, self.spec["batch"], left_out(self.dataset, self.spec["leave_out"]), self.spec["rows"])
+        return Rows(split, self.spec["batch"], tokens_left_out(self.dataset, self.spec["leave_out"]), self.spec["rows"])
 
     def harvest(self, folder: Path, job: Job = ALONE) -> dict[str, Any]:
         """What a job leaves for `seal`."""

@@ -30,6 +30,7 @@ import numpy as np
 import torch
 import zarr
 
+from pipeline.activations.buffer import Memory
 from pipeline.activations.loader import ActivationLoader
 from pipeline.activations.store import ActivationStore
 from pipeline.artifacts.manifest import MANIFEST, Artifact, publishing
@@ -168,7 +169,7 @@ def first_epochs(store: ActivationStore, batch: int, budgets: dict[str, int], pa
         first = time.perf_counter() - opened
         drain(batches)
         whole = time.perf_counter() - opened
-        held = sum(memory.nbytes for memory in loader._memories)
+        held = sum(Memory.bytes(loader.columns, loader.blocks, loader.blocks_held) for _ in loader._memories)
         touching = seconds(lambda held=held: np.empty(held // 4, dtype=np.float32).fill(1))
         limit = seconds(lambda: memmap(path, *store["x"].shape, batch))
         print(

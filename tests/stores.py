@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.activations.harvest import Job, harvest
-from pipeline.activations.rows import Rows, left_out
+from pipeline.activations.rows import Rows, tokens_left_out
 from pipeline.activations.seal import seal
 from pipeline.activations.store import ActivationStore
 from pipeline.artifacts.manifest import MANIFEST, Artifact
@@ -28,7 +28,7 @@ def harvest_job(
     spec = settings(**chosen)
     folder.mkdir(exist_ok=True, parents=True)
     split = examples(dataset, "train", length)
-    rows = Rows(split, spec["batch"], left_out(dataset, spec["leave_out"]), spec["rows"])
+    rows = Rows(split, spec["batch"], tokens_left_out(dataset, spec["leave_out"]), spec["rows"])
     place = storage(folder, location)
     place.remove(MANIFEST)
     return {"digest": digest, "facts": harvest(model, rows, spec, place, digest, Job(number, jobs, memory_mb))}

@@ -230,5 +230,5 @@ def test_no_step_depends_on_every_architecture_or_on_the_whole_study(step):
     """Or a new architecture, or a new section of the study, would run it again."""
     found = code(f"pipeline.steps.{step}")
     assert not {"code_pipeline_study_study", "code_pipeline_study_kinds", "code_pipeline_study_graph"} & found.keys()
-    kinds = {"gpt", "mlp", "relu", "topk", "pointer", "table", "text"}
+    kinds = {"gpt", "mlp", "relu", "topk", "batchtopk", "matryoshka", "jumprelu", "gated", "pointer", "table", "text"}
     assert not {name for name in found if name.rpartition("_")[2] in kinds}

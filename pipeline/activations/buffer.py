@@ -4,11 +4,14 @@ A block is the least run of rows that is whole chunks of every hook. Rows are he
 """
 
 import math
+import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
+from typing import ClassVar
+from weakref import WeakSet
 
 import numpy as np
 import torch
@@ -25,7 +28,7 @@ ORDER_BYTES = 32
 GATHERED = 2**14
 """Numbers of a sparse hook that are put in place at a time, about."""
 SIGNED = {"bfloat16": np.int16}
-Job = Callable[[], None]
+Task = Callable[[], None]
 
 
 @dataclass
@@ -88,11 +91,7 @@ class DenseRows:
         # Torch does not gather unsigned integers of two bytes, so that they are taken for what they stand for.
         self.tensor = torch.from_numpy(self.rows.view(SIGNED.get(column.dtype, self.rows.dtype))).view(getattr(torch, column.dtype))
 
-    @property
-    def nbytes(self) -> int:
-        return self.rows.nbytes
-
-    def jobs(self, blocks: np.ndarray) -> Iterator[Job]:
+    def tasks(self, blocks: np.ndarray) -> Iterator[Task]:
         """What reads these blocks, chunk by chunk."""
         for chunk, at in _chunks(self.column, self.block, blocks):
             start, stop = self.column.chunks.span(chunk)
@@ -113,11 +112,7 @@ class SparseRows:
         self.values, self.indices = np.empty(numbers, dtype=STORED[column.dtype]), np.empty(numbers, dtype=_index_type(column))
         self.starts, self.lengths = np.empty(rows, dtype=np.int64), np.empty(rows, dtype=np.int64)
 
-    @property
-    def nbytes(self) -> int:
-        return self.values.nbytes + self.indices.nbytes + self.starts.nbytes + self.lengths.nbytes
-
-    def jobs(self, blocks: np.ndarray) -> Iterator[Job]:
+    def tasks(self, blocks: np.ndarray) -> Iterator[Task]:
         """What reads these blocks, chunk by chunk."""
         number = 0
         for chunk, at in _chunks(self.column, self.block, blocks):
@@ -166,16 +161,12 @@ class Memory:
                 found += rows * column.shape[1] * size
         return found
 
-    @property
-    def nbytes(self) -> int:
-        return sum(rows.nbytes for rows in self.hooks.values())
-
-    def jobs(self, blocks: np.ndarray) -> list[Job]:
+    def tasks(self, blocks: np.ndarray) -> list[Task]:
         """What reads these blocks into it; nothing when it holds them. Whoever has done all of it sets `held`."""
         if self.held is not None and np.array_equal(self.held, blocks):
             return []
         self.held = None
-        return [job for rows in self.hooks.values() for job in rows.jobs(blocks)]
+        return [task for rows in self.hooks.values() for task in rows.tasks(blocks)]
 
     def numbers(self, places: Tensor) -> Tensor:
         """Which rows of the store lie at some places, int64."""
@@ -185,33 +176,47 @@ class Memory:
 
 
 class Readers:
-    """Threads that do jobs while others wait or go on; those not begun are dropped when it is closed."""
+    """Threads that do tasks while others wait or go on; those not begun are dropped when it is closed, or the program ends."""
+
+    open: ClassVar[WeakSet["Readers"]] = WeakSet()
 
     def __init__(self) -> None:
         self.threads = ThreadPoolExecutor(READERS)
         self.closed = False
+        self.open.add(self)
 
-    def start(self, jobs: Iterable[Job]) -> list[Future]:
-        """Has some jobs done in their order; the first fault ends them, and is what `result()` of one of the futures raises."""
-        waiting = deque(jobs)
+    def start(self, tasks: Iterable[Task]) -> list[Future]:
+        """Has some tasks done in their order; the first fault ends them, and is what `result()` of one of the futures raises."""
+        waiting = deque(tasks)
         return [self.threads.submit(self._work, waiting) for _ in range(READERS)]
 
-    def _work(self, waiting: deque[Job]) -> None:
+    def _work(self, waiting: deque[Task]) -> None:
         while not self.closed:
             try:
-                job = waiting.popleft()
+                task = waiting.popleft()
             except IndexError:
                 return
             try:
-                job()
+                task()
             except BaseException:
                 waiting.clear()
                 raise
+        raise CancelledError  # whoever waits must not take for read what was dropped
 
     def close(self) -> None:
-        """Waits for the jobs that are under way."""
+        """Waits for the tasks that are under way."""
         self.closed = True
         self.threads.shutdown(cancel_futures=True)
+
+
+def _drop() -> None:
+    """Ends all reading of passes that nobody closed."""
+    for readers in list(Readers.open):
+        readers.closed = True
+
+
+# `atexit` comes too late: it is called when the threads have done all that they were given.
+threading._register_atexit(_drop)  # type: ignore[attr-defined]
 
 
 def _numbers(column: Column) -> np.ndarray:

@@ -10,7 +10,7 @@ from pipeline.activations.layout import SPARSE_FILES, STORE, sums_file
 from pipeline.activations.shards import Described, Shard
 from pipeline.activations.sums import Block, Sparse, checksum, unpacked
 from pipeline.artifacts.manifest import DIFFERENT, Artifact
-from pipeline.artifacts.storage import Folder
+from pipeline.artifacts.storage import said
 
 OPEN_FILES = 32
 """Files of an array that are kept open."""
@@ -30,7 +30,6 @@ class Chunks:
         self._faults: tuple[type[Exception], ...] = (ValueError, RuntimeError, LookupError, *artifact.storage.faults)
         if width is None:
             self._dense = Described.of(artifact.content(f"{STORE}/{name}/zarr.json"))
-            self.direct = isinstance(artifact.storage, Folder) and self._dense.compression is None
 
     def __len__(self) -> int:
         return -(-self.rows // self.chunk_rows)
@@ -40,7 +39,7 @@ class Chunks:
         return chunk * self.chunk_rows, min((chunk + 1) * self.chunk_rows, self.rows)
 
     def read(self, chunk: int) -> Block:
-        """The rows of a chunk, as stored. Raises DamagedArtifact."""
+        """The rows of a chunk, as stored. Raises DamagedArtifact; UserError when the storage fails and no damage is found."""
         if self.width is not None:
             return self._sparse(chunk)
         start, stop = self.span(chunk)
@@ -49,24 +48,24 @@ class Chunks:
         return rows
 
     def read_into(self, chunk: int, rows: np.ndarray) -> None:
-        """The same of a dense array, into memory that is there; it must be contiguous. Raises DamagedArtifact."""
+        """The same of a dense array, into memory that is there; it must be contiguous. Raises the same."""
         shard = chunk // self.per_shard
         published = self._checksum(chunk)
         try:
             found = self._opened(self._files(shard)[0], self._dense).read(chunk % self.per_shard, rows)
         except self._faults as error:
-            self._damaged(chunk, error)
+            self._faulty(chunk, error)
         if found != published:
-            self._damaged(chunk, ValueError(DIFFERENT))
+            self._faulty(chunk, ValueError(DIFFERENT))
 
     def stored(self, shard: int) -> np.ndarray:
-        """How many numbers each chunk of a shard of a sparse hook holds, int64, without reading them. Raises DamagedArtifact."""
+        """How many numbers each chunk of a shard of a sparse hook holds, int64, without reading them. Raises the same."""
         first = shard * self.per_shard
         self._checksum(first)
         try:
             pointers = self._part(shard, "pointers").numbers(0, min(self.shard_rows, self.rows - shard * self.shard_rows) + 1)
         except self._faults as error:
-            self._damaged(first, error)
+            self._faulty(first, error)
         return np.diff(np.append(pointers[: -1 : self.chunk_rows], pointers[-1]))
 
     def _sparse(self, chunk: int) -> Sparse:
@@ -80,9 +79,9 @@ class Chunks:
             values, indices = (self._part(shard, part).numbers(first, last) for part in ("values", "indices"))
             rows = Sparse(values, indices, pointers - first, self.width)
         except self._faults as error:
-            self._damaged(chunk, error)
+            self._faulty(chunk, error)
         if checksum(rows) != published:
-            self._damaged(chunk, ValueError(DIFFERENT))
+            self._faulty(chunk, ValueError(DIFFERENT))
         return rows
 
     def _part(self, shard: int, part: str) -> Shard:
@@ -118,13 +117,14 @@ class Chunks:
             return [f"{STORE}/{self.name}/c/{shard}" + "/0" * (len(self._dense.shape) - 1)]
         return [name for file in SPARSE_FILES if (name := f"{STORE}/{self.name}/{shard}/{file}") in self.artifact.files]
 
-    def _damaged(self, chunk: int, error: Exception) -> NoReturn:
-        problem = str(error).partition("\n")[0]
+    def _faulty(self, chunk: int, error: Exception) -> NoReturn:
+        """Raises what is the matter with a chunk that could not be read, or is not the one that was published."""
+        start, stop = self.span(chunk)
+        rows = f"rows {start}-{stop - 1} of {self.name}"
         for name in self._files(chunk // self.per_shard):
             if fault := self.artifact.fault(name):
-                if fault != DIFFERENT:  # what befell the whole file is told of all its rows
-                    self.artifact.damaged(name, fault)
-                problem = fault
-                break
-        start, stop = self.span(chunk)
-        self.artifact.damaged(name, problem, f"rows {start}-{stop - 1} of {self.name}")
+                # what befell the whole file is told of all its rows
+                self.artifact.damaged(name, fault, rows if fault == DIFFERENT else None)
+        if isinstance(error, self.artifact.storage.faults):
+            self.artifact.unread(name, error, rows)
+        self.artifact.damaged(name, said(error), rows)

@@ -5,18 +5,18 @@ the next one fills, where there is a core to do that.
 """
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from pipeline.activations.layout import INDEX, STORED, Layout, sums_file
+from pipeline.activations.filling import Filling
+from pipeline.activations.layout import Layout, outer_file
 from pipeline.activations.rows import Rows
-from pipeline.activations.sums import Block, Sparse
+from pipeline.activations.sums import Block
 from pipeline.activations.writer import ShardWriter
 from pipeline.artifacts.errors import UserError
 from pipeline.artifacts.storage import Storage
@@ -25,17 +25,16 @@ from pipeline.models.hooks import record
 
 DIGITS = 4
 """To which a median is rounded, so that jobs on different processors agree on it."""
-BITS = {torch.bfloat16: torch.int16}
-"""What numpy is given in place of a type that it does not have."""
 OUTERS = 3
 """Times that a shard's sums of outer products are held: as summed, one block's, and as written."""
-SPARSE_COPIES = 4
-"""Times that a shard's numbers of sparse hooks are held: as they come, joined, on their way to the disk, and as they are encoded."""
+BESIDE = 2
+"""Times that the output of the widest hook is counted beside it, for what the forward makes it of."""
 
 
 @dataclass(frozen=True)
 class Job:
-    """One of `jobs` that share a harvest; `memory_mb` is the most it may hold of rows on their way to the disk."""
+    """One of `jobs` that share a harvest; `memory_mb` is the most it may hold of what hooks put out: a batch, and rows on their way to the
+    disk."""
 
     number: int = 0
     jobs: int = 1
@@ -53,22 +52,25 @@ def harvest(
     """Writes the shards of a job; gives what `seal` has to know, which is equal for all jobs.
 
     `spec` is what a study says of the activations. `digest` stands for everything that decides the bytes. Raises UserError where a number
-    does not fit its type, memory or disk do not suffice.
+    does not fit its type, a hook's output has other axes than rows need, memory or disk do not suffice.
     """
-    layout, medians = _sampled(model, rows, spec, device)
+    layout, medians, batch = _sampled(model, rows, spec, torch.device(device))
     times = spec["sinks_above"]
     above = {hook: times * median if times and median else None for hook, median in medians.items()}
     writer = ShardWriter(storage, layout, digest, above, spec["covariance"])
-    room = _check_room(layout, storage, job, spec["covariance"])
-    writer.start()
+    outer = sum(8 * layout.widths[hook] ** 2 for hook in spec["covariance"])
+    room = _room_for_sparse(layout, job, outer, batch)
     mine = job.shards(layout.shards)
     there = dict(zip(mine, writer.written(mine), strict=True))
+    _check_disk(layout, storage, (n for n in range(layout.shards) if not (there[n] if n in there else writer.begun(n))), outer)
+    writer.start()
     sizes = {shard: stop - start for shard in mine for start, stop in [layout.span(shard)]}
     done = sum(size for shard, size in sizes.items() if there[shard])
     with progress("harvest", sum(sizes.values()), "rows", done=done) as bar, _background(torch.device(device)) as background:
         before: Future | None = None
         missing = [shard for shard in mine if not there[shard]]
-        for shard, columns in _shards(model, rows, layout, missing, device, room, bar.advance):
+        held = [Filling(layout, room) for _ in range(1 if isinstance(background, _InTurn) else 2)] if missing else []
+        for shard, columns in _shards(model, rows, layout, missing, device, held, bar.advance):
             if before:
                 before.result()
             before = background.submit(writer.write, shard, columns)
@@ -103,17 +105,19 @@ def _cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _sampled(model: torch.nn.Module, rows: Rows, spec: dict[str, Any], device: torch.device | str) -> tuple[Layout, dict[str, float]]:
-    """The layout, and the median norm at each hook, from a sample of the split."""
+def _sampled(model: torch.nn.Module, rows: Rows, spec: dict[str, Any], device: torch.device) -> tuple[Layout, dict[str, float], int]:
+    """The layout, the median norm at each hook, from a sample of the split, and the bytes of this machine's memory that a batch takes."""
     inputs = rows.sample()
-    sample = {hook: _rows(value, rows.kept(inputs)) for hook, value in _hooks(model, inputs, spec["hooks"], device).items()}
-    layout = Layout.of(rows.total, {hook: value.shape[1] for hook, value in sample.items()}, spec)
-    return layout, {hook: _median(value) for hook, value in sample.items()}
+    found, places = _outputs(model, rows, inputs, spec["hooks"], device), _places(rows.kept(inputs), device)
+    layout = Layout.of(rows.total, {hook: value.shape[1] for hook, value in found.items()}, spec)
+    sizes = [value.shape[1] * value.element_size() for value in found.values()]
+    batch = 0 if device.type == "cuda" else rows.most_positions() * (sum(sizes) + BESIDE * max(sizes))
+    return layout, {hook: _median(value if places is None else value[places]) for hook, value in found.items()}, batch
 
 
-def _check_room(layout: Layout, storage: Storage, job: Job, covariance: list[str]) -> int:
-    """Bytes that are left for the numbers of sparse hooks. Raises UserError, before the first byte, where memory or disk cannot suffice."""
-    outer = sum(8 * layout.widths[hook] ** 2 for hook in covariance)
+def _room_for_sparse(layout: Layout, job: Job, outer: int, batch: int) -> int:
+    """Bytes that are left for the numbers of sparse hooks. `outer` are those of a shard's sums of outer products, `batch` those of what
+    hooks put out for a batch. Raises UserError where memory cannot suffice."""
     held, most = layout.held_bytes() + OUTERS * outer, job.memory_mb * 2**20
     if held > most:
         sums = f" with covariances of {outer / 2**20:,.0f} MiB" if outer else ""
@@ -121,25 +125,49 @@ def _check_room(layout: Layout, storage: Storage, job: Job, covariance: list[str
             f"shards of {layout.shard_rows:,} rows{sums} need {held / 2**20:,.0f} MiB on their way to the disk, "
             f"and memory_mb is {job.memory_mb:,}; raise it, or give fewer shard_rows"
         )
-    missing = [shard for shard in range(layout.shards) if storage.size(sums_file(shard)) is None]
-    rows = sum(stop - start for start, stop in map(layout.span, missing))
-    needed, free = rows * layout.row_bytes() + len(missing) * outer, storage.free()
-    if free is not None and needed > free:
+    if held + batch > most:
+        raise UserError(
+            f"batch: what the hooks put out for one batch needs about {batch / 2**20:,.0f} MiB, shards on their way to the disk "
+            f"{held / 2**20:,.0f} MiB, and memory_mb is {job.memory_mb:,}; lower batch, or raise memory_mb"
+        )
+    return most - held - batch
+
+
+def _check_disk(layout: Layout, storage: Storage, missing: Iterable[int], outer: int) -> None:
+    """Raises UserError where the shards that are missing, of all jobs, cannot find room; what lies there of them will be replaced."""
+    free = storage.free()
+    if free is None:
+        return
+    rows = needed = 0
+    for shard in missing:
+        start, stop = layout.span(shard)
+        there = sum(storage.size(name) or 0 for name in (*layout.files(shard), outer_file(shard)))
+        rows += stop - start
+        needed += max(0, (stop - start) * layout.row_bytes() + outer - there)
+    if needed > free:
         raise UserError(
             f"{storage.where('')}: {rows:,} rows need about {needed / 1e9:,.2f} GB, and {free / 1e9:,.2f} GB are free on that disk; "
             "make room, or record fewer rows or hooks, or with dtype: float16"
         )
-    return most - held
 
 
-def _hooks(model: torch.nn.Module, inputs: Tensor, hooks: list[str], device: torch.device | str) -> dict[str, Tensor]:
-    return record(model, inputs.to(device), hooks)
+def _outputs(model: torch.nn.Module, rows: Rows, inputs: Tensor, hooks: list[str], device: torch.device | str) -> dict[str, Tensor]:
+    """What hooks put out for a batch's inputs, as (positions, width). Raises UserError where an output has other axes, so that nobody can
+    tell which position its rows are of."""
+    axes = rows.axes(inputs)
+    found = record(model, inputs.to(device), hooks)
+    for hook, value in found.items():
+        if value.shape[:-1] != axes:
+            names = "(batch, width)" if len(axes) == 1 else "(batch, position, width)"
+            here = f"({', '.join(map(str, axes))}, any width)"
+            raise UserError(f"hook {hook}: its output is {tuple(value.shape)}, and rows are made of {names}, here {here}")
+        found[hook] = value.reshape(-1, value.shape[-1])
+    return found
 
 
-def _rows(value: Tensor, kept: Tensor | None) -> Tensor:
-    """(B, ..., D) as rows (n, D), without those that are left out."""
-    flat = value.reshape(-1, value.shape[-1])
-    return flat if kept is None else flat[kept.to(flat.device)]
+def _places(kept: Tensor | None, device: torch.device | str) -> Tensor | None:
+    """Numbers of the positions that are rows, of a mask (positions,); None when all are."""
+    return None if kept is None else kept.nonzero().flatten().to(device)
 
 
 def _median(rows: Tensor) -> float:
@@ -155,32 +183,34 @@ def _shards(
     layout: Layout,
     shards: list[int],
     device: torch.device | str,
-    room: int,
+    held: list[Filling],
     advance: Callable[[int], None],
 ) -> Iterator[tuple[int, dict[str, Block]]]:
-    """Each of `shards`, filled. Of shards that follow each other no batch is computed twice. `advance` is told how many rows came."""
-    filling = [_Filling(layout, room), _Filling(layout, room)] if shards else []
+    """Each of `shards`, filled. Of shards that follow each other no batch is computed twice. `advance` is told how many rows came.
+
+    They fill the memory of `held` in turn: by the time that one of them is taken again, what it held must have been written.
+    """
+    hooks = list(layout.widths)
     for first, last in _runs(shards):
         start, stop = layout.span(first)[0], layout.span(last)[1]
         shard = first
-        filling[0].begin(shard)
+        held[0].begin(shard)
         for at, batch in rows.batches(start, stop):
             kept = rows.kept(batch.inputs)
-            found = {hook: _rows(value, kept) for hook, value in _hooks(model, batch.inputs, list(layout.widths), device).items()}
-            index = rows.index(batch, kept)
+            found, places, index = _outputs(model, rows, batch.inputs, hooks, device), _places(kept, device), rows.index(batch, kept)
             size = len(index["token"])
             begin, end = max(0, start - at), min(size, stop - at)
             while begin < end:
-                count = filling[0].add(found, index, begin, end)
+                count = held[0].add(found, places, index, begin, end)
                 begin += count
                 advance(count)
-                if filling[0].full():
-                    yield shard, filling[0].columns()
-                    # By the time that a third one begins to fill, the first has been written: its memory is taken again.
-                    filling.reverse()
+                if held[0].full():
+                    yield shard, held[0].columns()
+                    held.reverse()
                     shard += 1
                     if shard <= last:
-                        filling[0].begin(shard)
+                        held[0].begin(shard)
+            del found  # before the next batch is computed: one is held, not two
 
 
 def _runs(shards: list[int]) -> Iterator[tuple[int, int]]:
@@ -190,72 +220,3 @@ def _runs(shards: list[int]) -> Iterator[tuple[int, int]]:
             first = shard
         if at + 1 == len(shards) or shards[at + 1] != shard + 1:
             yield first, shard
-
-
-class _Filling:
-    """A shard that fills."""
-
-    def __init__(self, layout: Layout, room: int) -> None:
-        self.layout, self.dtype, self.room = layout, getattr(torch, layout.dtype), room
-        most = min(layout.shard_rows, layout.rows)
-        dense = {hook: width for hook, width in layout.widths.items() if hook not in layout.sparse}
-        self.dense = {hook: torch.empty(most, width, dtype=self.dtype) for hook, width in dense.items()}
-
-    def begin(self, shard: int) -> None:
-        """Empties it, for another shard."""
-        start, stop = self.layout.span(shard)
-        self.rows, self.held, self.sparse_bytes = stop - start, 0, 0
-        self.index: dict[str, list[np.ndarray]] = {name: [] for name in INDEX}
-        self.sparse: dict[str, list[tuple[np.ndarray, ...]]] = {hook: [] for hook in self.layout.sparse}
-
-    def full(self) -> bool:
-        return self.held == self.rows
-
-    def add(self, found: dict[str, Tensor], index: dict[str, np.ndarray], start: int, stop: int) -> int:
-        """Takes in rows start .. stop - 1, as many as there is room for, and says how many."""
-        count = min(stop - start, self.rows - self.held)
-        some = slice(start, start + count)
-        for hook, values in found.items():
-            if hook in self.sparse:
-                part = _sparse(values[some].to(self.dtype))
-                self.sparse[hook].append(part)
-                self._check_room(hook, sum(array.nbytes for array in part))
-            else:
-                self.dense[hook][self.held : self.held + count].copy_(values[some])
-        for name, column in index.items():
-            self.index[name].append(column[some])
-        self.held += count
-        return count
-
-    def _check_room(self, hook: str, more: int) -> None:
-        self.sparse_bytes += more
-        if SPARSE_COPIES * self.sparse_bytes > self.room:
-            raise UserError(
-                f"sparse: the numbers of {hook} that are not zero need more than the {self.room / 2**20:,.0f} MiB that memory_mb "
-                "leaves for them; raise it, give fewer shard_rows, or keep the hook dense"
-            )
-
-    def columns(self) -> dict[str, Block]:
-        """What is written."""
-        dense: dict[str, Block] = {hook: _numpy(rows[: self.rows]) for hook, rows in self.dense.items()}
-        sparse: dict[str, Block] = {
-            hook: _joined(self.sparse.pop(hook), width) for hook, width in self.layout.widths.items() if hook in self.sparse
-        }
-        return {**dense, **sparse, **{name: np.concatenate(parts) for name, parts in self.index.items()}}
-
-
-def _sparse(rows: Tensor) -> tuple[np.ndarray, ...]:
-    """Numbers that are not zero, as stored; their places; how many each row has."""
-    at = rows != 0
-    places = np.uint16 if rows.shape[1] <= 2**16 else np.uint32
-    return _numpy(rows[at].cpu()), at.nonzero()[:, 1].cpu().numpy().astype(places), at.sum(1).cpu().numpy()
-
-
-def _joined(parts: list[tuple[np.ndarray, ...]], width: int) -> Sparse:
-    values, indices, counts = (np.concatenate(one) for one in zip(*parts, strict=True))
-    return Sparse(values, indices, np.concatenate([[0], np.cumsum(counts)]).astype(np.int64), width)
-
-
-def _numpy(rows: Tensor) -> np.ndarray:
-    bits = BITS.get(rows.dtype)
-    return rows.numpy() if bits is None else rows.view(bits).numpy().view(STORED["bfloat16"])

@@ -10,22 +10,22 @@ from zarr.storage import MemoryStore
 
 from pipeline.artifacts.errors import UserError
 from pipeline.artifacts.storage import Storage
+from pipeline.study.chunk_sizes import INDEX_CHUNK, SPARSE_SHARE, dividing, power, row_bytes, undivided, wanted
 
 FORMAT = 2
 STORE = "store.zarr"
 INDEX = {"token": "int32", "sequence": "int64", "position": "int32"}
 SINKS, STATISTICS = "sinks", "statistics"
-CHUNK_BYTES = 2**20
 SHARDS, LEAST_SHARD, MOST_SHARD = 64, 2**24, 2**28
 """About how many shards the widest hook has, and the bytes that one of them has at least and at most."""
+MOST_SHARDS = 2**29
+"""Bytes that the shards of all hooks have at most, at the same rows: a job holds two of each."""
 MOST_CHUNK = 2**30
 """Bytes of a chunk: compressors and single reads of a file end at 2 GiB."""
-INDEX_CHUNK = 2**14
-"""Rows in a chunk of an array that has one number per row."""
 SPARSE_CHUNK = 2**18
 """Numbers in a chunk of a sparse hook's arrays."""
-SPARSE_SHARE = 0.25
-"""What a sparse hook is taken to need of the memory and disk that it would need dense."""
+COMPRESSED = {"none": 1.0, "zstd": 0.75, "blosc": 0.7}
+"""What a hook is taken to need of the disk that it would need uncompressed: the least that was measured (section 10)."""
 SPARSE_FILES = ("zarr.json", *(f"{part}/{file}" for part in ("values", "indices", "pointers") for file in ("zarr.json", "c/0")))
 """Of a shard of a sparse hook; `c/0` is absent where nothing is stored."""
 STORED = {"float32": "float32", "float16": "float16", "bfloat16": "uint16"}
@@ -56,16 +56,18 @@ class Layout:
 
     @classmethod
     def of(cls, rows: int, widths: dict[str, int], spec: dict[str, Any]) -> "Layout":
-        """The layout that a study's settings give. Raises UserError where a chunk would be too large."""
+        """The layout that a study's settings give. Raises UserError where a chunk would be too large, or `shard_rows` has no good ones."""
         size = np.dtype(STORED[spec["dtype"]]).itemsize
-        shares = {hook: width * size * (SPARSE_SHARE if hook in spec["sparse"] else 1) for hook, width in widths.items()}
+        shares = {hook: row_bytes(width, spec["dtype"], hook in spec["sparse"]) for hook, width in widths.items()}
+        most = {**{hook: wanted(share) for hook, share in shares.items()}, "token": INDEX_CHUNK}
         chunk, shard = spec["chunk_rows"], spec["shard_rows"]
         if shard is None:
-            widest = max(shares.values())
-            shard = _power(min(max(rows * widest / SHARDS, LEAST_SHARD), MOST_SHARD) / widest)
+            widest, together = max(shares.values()), sum(shares.values())
+            shard = power(min(max(rows * widest / SHARDS, LEAST_SHARD), MOST_SHARD, MOST_SHARDS * widest / together) / widest)
             shard = -(-shard // chunk) * chunk if chunk else shard
-        chunks = {hook: chunk or _dividing(shard, _power(CHUNK_BYTES / share)) for hook, share in shares.items()}
-        chunks["token"] = chunk or _dividing(shard, INDEX_CHUNK)
+        elif not chunk and (problem := undivided(shard, most)):
+            raise UserError(f"shard_rows: {problem}")
+        chunks = {name: chunk or dividing(shard, rows_of_chunk) for name, rows_of_chunk in most.items()}
         for hook, width in widths.items():
             if hook not in spec["sparse"] and chunks[hook] * width * size > MOST_CHUNK:
                 raise UserError(
@@ -90,7 +92,11 @@ class Layout:
     def row_bytes(self) -> int:
         """Bytes of a row on the disk, about."""
         sizes = [width * self.itemsize * (SPARSE_SHARE if hook in self.sparse else 1) for hook, width in self.widths.items()]
-        return int(sum(sizes)) + sum(np.dtype(dtype).itemsize for dtype in INDEX.values()) + self.flagged * len(self.widths)
+        return (
+            int(sum(sizes) * COMPRESSED[self.compression])
+            + sum(np.dtype(dtype).itemsize for dtype in INDEX.values())
+            + self.flagged * len(self.widths)
+        )
 
     def held_bytes(self) -> int:
         """Most bytes that a job holds of dense hooks: one shard that fills, one on its way to the disk, and the copies that are made of
@@ -109,6 +115,10 @@ class Layout:
                 found[f"{hook}/c/{shard}/0"] = hook
         return {f"{STORE}/{file}": name for file, name in found.items()}
 
+    def empty_files(self, shard: int, hook: str) -> set[str]:
+        """Files of a shard of a sparse hook that are absent where nothing is stored."""
+        return {f"{STORE}/{hook}/{shard}/{part}/c/0" for part in ("values", "indices")}
+
     def _sinks(self) -> list[str]:
         return [f"{SINKS}/{hook}" for hook in self.widths] if self.flagged else []
 
@@ -125,16 +135,6 @@ def sums_file(shard: int) -> str:
 def outer_file(shard: int) -> str:
     """Name of the file of a shard's sums of outer products, which may be large."""
     return f"sums/{shard:06d}.outer.safetensors"
-
-
-def _power(wanted: float) -> int:
-    """The largest power of two up to `wanted`, at least 1."""
-    return 2 ** max(0, int(wanted).bit_length() - 1)
-
-
-def _dividing(shard: int, wanted: int) -> int:
-    """The largest number up to `wanted` that divides a shard's rows."""
-    return next(size for size in range(min(wanted, shard), 0, -1) if shard % size == 0)
 
 
 def documents(layout: Layout) -> dict[str, bytes]:

@@ -1,5 +1,5 @@
-"""Shuffled batches from a store, in an order that is a function of (store, seed, epoch, batch, memory) alone (docs/activation-store.md,
-section 9).
+"""Shuffled batches from a store, in an order that is a function of (store, hooks, seed, epoch, batch, memory) alone
+(docs/activation-store.md, section 9).
 
 When the rows fit the memory: an exact permutation of all of them, which are read once. Otherwise blocks in random order, as many at a time
 as fit half of it, their rows permuted, while the other half fills. Rows that are flagged as attention sinks for any of the hooks are left
@@ -179,7 +179,7 @@ class ActivationLoader:
                 if group is None:
                     return None
                 memory = next(memories)
-                return group, memory, readers.start([lambda: self._arrange(group), *memory.jobs(group.blocks)])
+                return group, memory, readers.start([lambda: self._arrange(group), *memory.tasks(group.blocks)])
 
             ahead = begun()
             while ahead:
@@ -241,16 +241,14 @@ class ActivationLoader:
 
 def _ahead(batches: Iterator[Batch]) -> Iterator[Batch]:
     """The same, made by a thread, up to two before they are asked for."""
-    with ThreadPoolExecutor(1) as thread:
+    with closing(batches), ThreadPoolExecutor(1) as thread:  # type: ignore[type-var]
         waiting = deque(thread.submit(next, batches, None) for _ in range(AHEAD))
         try:
             while (batch := waiting.popleft().result()) is not None:
                 waiting.append(thread.submit(next, batches, None))
                 yield batch
         finally:
-            for one in waiting:
-                one.cancel()
-            thread.submit(batches.close).result()  # type: ignore[attr-defined]
+            thread.shutdown(cancel_futures=True)
 
 
 def _arrived(batches: Iterator[Batch], device: torch.device) -> Iterator[Batch]:

@@ -17,7 +17,7 @@ SAMPLE = 2048
 """Positions that a median is taken of."""
 
 
-def left_out(dataset: Artifact, rule: str) -> list[int]:
+def tokens_left_out(dataset: Artifact, rule: str) -> list[int]:
     """Ids of the tokens that become no rows under `leave_out: <rule>`; none in a table."""
     if dataset.facts["form"] == "table" or rule == "none":
         return []
@@ -40,6 +40,8 @@ class Rows:
         """Rows up to the end of each batch, were there no limit (batches,)."""
         every = int(self.ends[-1]) if len(self.ends) else 0
         self.total = min(every, limit or every)
+        if not len(self.ends):
+            raise UserError("the split is empty: there is nothing to record of it")
         if not self.total:
             raise UserError("no position of the split becomes a row: all its tokens are left out; leave_out: none keeps them")
         self.left_out = self._passed(every) - self.total
@@ -84,6 +86,14 @@ class Rows:
             at = int(self.ends[number])
             if at >= stop:
                 return
+
+    def most_positions(self) -> int:
+        """Positions of the largest batch."""
+        return int(np.diff(self.starts).max())
+
+    def axes(self, inputs: torch.Tensor) -> tuple[int, ...]:
+        """Axes of a hook's output before its width, for a batch's inputs: (B, T), or (B,) of a table."""
+        return tuple(inputs.shape[: 1 if isinstance(self.split, TableExamples) else 2])
 
     def kept(self, inputs: torch.Tensor) -> torch.Tensor | None:
         """Which positions of a batch's inputs become rows (B * T,); None when all do."""

@@ -1,24 +1,35 @@
 """Makes an artifact of a harvested store: checks every shard, merges their sums in order, writes statistics and attributes, publishes."""
 
-from collections.abc import Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import zarr
 
 from pipeline.activations.layout import FORMAT, SINKS, STATISTICS, STORE, Layout, documents, put, sums_file
 from pipeline.activations.sums import Arrays, merged, statistics
-from pipeline.activations.writer import READERS, fault_of, read_sums
+from pipeline.activations.writer import HASHED, fault_of, foreign, read_sums
 from pipeline.artifacts.errors import DamagedArtifact, UserError
-from pipeline.artifacts.manifest import MANIFEST, Artifact, repair
+from pipeline.artifacts.manifest import MANIFEST, Artifact, repair, withdraw, write_json
 from pipeline.artifacts.manifest import seal as publish
-from pipeline.artifacts.storage import Folder, Storage
+from pipeline.artifacts.storage import Folder, Storage, said
 from pipeline.console import progress
 
 PARTS = "parts"
 """Folder of what the jobs of a harvest leave."""
+T = TypeVar("T")
+
+
+def leave(folder: Path, job: int, part: Mapping[str, Any]) -> None:
+    """Writes what a job leaves for `seal`. Raises UserError when the disk is full."""
+    with _told(folder, (OSError,)):
+        (folder / PARTS).mkdir(parents=True, exist_ok=True)
+        write_json(folder / PARTS / f"{job}.json", part)
 
 
 def seal(
@@ -35,32 +46,61 @@ def seal(
     is not as it was written, UserError when jobs are not of one harvest.
     """
     first = parts[0]
-    if any(part != first for part in parts[1:]):
+    if any(part["digest"] != first["digest"] for part in parts):
+        raise UserError(f"{folder}: its jobs ran with other code or settings, other versions of libraries, or on other devices")
+    if any(part != first for part in parts):
         raise UserError(
             f"{folder}: its jobs found different medians or sizes, so they ran on processors that compute differently, or with other code"
         )
-    layout = Layout(**{**first["facts"]["layout"], "sparse": tuple(first["facts"]["layout"]["sparse"])})
+    with _told(folder, (OSError, *storage.faults)):
+        _sealed(folder, storage, first, len(parts), spec, inputs, identity)
+
+
+@contextmanager
+def _told(folder: Path, faults: tuple[type[Exception], ...]) -> Iterator[None]:
+    """Says on one line what a disk or an object store refuses."""
+    try:
+        yield
+    except faults as error:
+        where = getattr(error, "filename", None) or folder
+        raise UserError(f"{where}: {said(error)}; the shards stand, and it goes on from them when it is started again") from None
+
+
+def _sealed(
+    folder: Path,
+    storage: Storage,
+    part: dict[str, Any],
+    jobs: int,
+    spec: dict[str, Any],
+    inputs: Mapping[str, Artifact],
+    identity: dict[str, Any],
+) -> None:
+    facts_of_jobs = part["facts"]
+    layout = Layout(**{**facts_of_jobs["layout"], "sparse": tuple(facts_of_jobs["layout"]["sparse"])})
+    withdraw(folder, storage, spec, inputs)  # what it names changes from here on
     files: dict[str, Any] = {}
-    total = merged(_checked(folder, storage, layout, first["digest"], files))
+    total = merged(_checked(folder, storage, layout, part, files))
     _remove(storage, f"{STORE}/{STATISTICS}/")
     put(storage, documents(layout))
     store = zarr.open_group(storage.zarr(STORE), mode="r+")
-    hooks = {hook: _hook(hook, layout, total, first["facts"], store) for hook in layout.widths}
+    hooks = {hook: _hook(hook, layout, total, facts_of_jobs, store) for hook in layout.widths}
     for hook, about in identity["meanings"].items():
         hooks[hook]["about"] = about
     of = {key: identity[key] for key in ("model", "dataset", "split", "length")}
     attributes = {
         **of, "format": FORMAT, "dtype": layout.dtype, "rows": layout.rows, "shard_rows": layout.shard_rows,
         "index_chunk_rows": layout.chunk_rows["token"],
-        "left_out": first["facts"]["left_out"], "hooks": hooks,
+        "left_out": facts_of_jobs["left_out"], "hooks": hooks,
     }  # fmt: skip
     store.update_attributes({"saeflow": attributes})
     rest = [*documents(layout), *(name for name in storage.names() if name.startswith(f"{STORE}/{STATISTICS}/"))]
+    for name in rest:
+        storage.flush(name)
     files |= {name: {"size": storage.size(name), "sha256": storage.sha256(name)} for name in rest}
-    _remove_others(folder, storage, files, len(parts))
+    _remove_others(folder, storage, files, jobs)
     facts = {
         "rows": layout.rows,
-        "left_out": first["facts"]["left_out"]["positions"],
+        "left_out": facts_of_jobs["left_out"]["positions"],
         "hooks": {h: _summary(one) for h, one in hooks.items()},
     }
     if not isinstance(storage, Folder):
@@ -68,8 +108,10 @@ def seal(
     publish(folder, "activations", spec, inputs, files, facts)
 
 
-def _checked(folder: Path, storage: Storage, layout: Layout, digest: str, files: dict[str, Any]) -> Iterator[Arrays]:
+def _checked(folder: Path, storage: Storage, layout: Layout, part: dict[str, Any], files: dict[str, Any]) -> Iterator[Arrays]:
     """Sums of each shard in order, its files checked and put among `files`."""
+    sinks = part["facts"]["sinks"]
+    above = {hook: sinks[hook]["above"] if sinks else None for hook in layout.widths}
 
     def check(shard: int) -> tuple[Arrays, dict[str, Any]]:
         name = sums_file(shard)
@@ -82,9 +124,9 @@ def _checked(folder: Path, storage: Storage, layout: Layout, digest: str, files:
             raise DamagedArtifact(
                 f"{storage.where(name)} (rows {start}-{stop - 1}): the file is missing; repair: {repair(folder / MANIFEST)}"
             ) from None
-        if about["digest"] != digest:
-            raise DamagedArtifact(f"{storage.where(name)}: of another harvest; repair: {repair(folder / MANIFEST)}")
-        if fault := fault_of(storage, about["files"]):
+        if other := foreign(about, part["digest"], above):
+            raise DamagedArtifact(f"{storage.where(name)} (rows {start}-{stop - 1}): {other}; repair: {repair(folder / MANIFEST)}")
+        if fault := fault_of(storage, layout, shard, arrays, about["files"]):
             raise DamagedArtifact(f"{fault}; repair: {repair(folder / MANIFEST)}")
         for one in about["files"]:
             storage.flush(one)  # not done as they are written: what a power cut takes from a shard, its hashes tell
@@ -95,11 +137,22 @@ def _checked(folder: Path, storage: Storage, layout: Layout, digest: str, files:
         }
         return arrays, {**about["files"], name: own}
 
-    with progress("seal", layout.rows, "rows") as bar, ThreadPoolExecutor(READERS) as threads:
-        for shard, (arrays, found) in enumerate(threads.map(check, range(layout.shards))):
+    with progress("seal", layout.rows, "rows") as bar:
+        for shard, (arrays, found) in enumerate(_ahead(check, layout.shards)):
             files |= found
             bar.advance(layout.span(shard)[1] - layout.span(shard)[0])
             yield arrays
+
+
+def _ahead(work: Callable[[int], T], count: int) -> Iterator[T]:
+    """Results of `work` on 0 .. count - 1, in order: done beside what takes them, but only a few more than are taken, since each may be
+    large."""
+    numbers = iter(range(count))
+    with ThreadPoolExecutor(HASHED) as threads:
+        doing: deque[Future[T]] = deque(threads.submit(work, number) for number in islice(numbers, HASHED + 1))
+        while doing:
+            yield doing.popleft().result()
+            doing.extend(threads.submit(work, number) for number in islice(numbers, 1))
 
 
 def _hook(hook: str, layout: Layout, total: Arrays, facts: dict[str, Any], store: zarr.Group) -> dict[str, Any]:

@@ -118,7 +118,8 @@ class ActivationStore:
         path = f"{STATISTICS}/{hook}/{name}"
         files = [file for file in self.artifact.files if file.startswith(f"{STORE}/{path}/")]
         if not files:
-            raise KeyError(f"no {name} of {hook} is stored; add it to `{name}` of the activations")
+            told = f"; there are {', '.join(self.hooks)}" if hook not in self.hooks else "; add it to `covariance` of the activations"
+            raise KeyError(f"no {name} of {hook} is stored{told}")
         for file in files:
             self.artifact.content(file)
         return np.asarray(zarr.open_array(self.artifact.storage.zarr(STORE), path=path, mode="r")[...])

@@ -116,7 +116,8 @@ def merged(shards: Iterable[Arrays]) -> Arrays:
     for shard in shards:
         for name, value in shard.items():
             if not name.endswith(".crc32c"):
-                found[name] = found[name] + value if name in found else value
+                # In place: outer products of a wide hook take gigabytes.
+                found[name] = np.add(found[name], value, out=found[name]) if name in found else np.array(value)
     return found
 
 

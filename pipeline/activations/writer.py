@@ -1,21 +1,24 @@
 """Writes the shards of a store, each whole or not at all, and knows which are written (docs/activation-store.md, section 7)."""
 
-from collections.abc import Iterable
-from concurrent.futures import ThreadPoolExecutor
+import hashlib
+from collections.abc import Iterable, Mapping
+from concurrent.futures import Executor, ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
 import zarr
+from zarr.core.buffer import default_buffer_prototype
+from zarr.storage import MemoryStore
 
-from pipeline.activations.direct import Written, write_shard
+from pipeline.activations.direct import write_shard
 from pipeline.activations.layout import SINKS, SPARSE_CHUNK, STORE, Layout, array, documents, outer_file, put, sums_file
 from pipeline.activations.sums import Arrays, Block, Sparse, checksums, packed, squares, sums, unpacked
 from pipeline.artifacts.errors import DamagedArtifact, UserError
-from pipeline.artifacts.storage import Folder, Storage
+from pipeline.artifacts.storage import Folder, Storage, said, unreadable
 from pipeline.console import say
 
-READERS = 2
-"""Files that are hashed at the same time."""
+HASHED = 2
+"""Shards whose files are hashed at the same time."""
 
 
 class ShardWriter:
@@ -26,80 +29,121 @@ class ShardWriter:
 
     def __init__(self, storage: Storage, layout: Layout, digest: str, above: dict[str, float | None], outer: Iterable[str]) -> None:
         self.storage, self.layout, self.digest, self.above, self.outer = storage, layout, digest, above, set(outer)
-        self.hashing = ThreadPoolExecutor(1)
+        self.documents = documents(layout)
 
     def start(self) -> None:
         """Writes what describes the arrays. Raises UserError when the disk is full."""
         try:
-            put(self.storage, documents(self.layout))
+            put(self.storage, self.documents)
         except self.storage.faults as error:
-            raise UserError(f"{self.storage.where(STORE)}: {_said(error)}") from None
-        self.zarr = self.storage.zarr(STORE)
+            raise UserError(f"{self.storage.where(STORE)}: {said(error)}") from None
+
+    def begun(self, shard: int) -> bool:
+        """Whether a shard's sums say that this harvest has written it; its other files are not looked at."""
+        try:
+            return not self._foreign(_own_sums(self.storage, self.layout, shard)[1])
+        except (FileNotFoundError, DamagedArtifact):
+            return False
 
     def written(self, shards: Iterable[int]) -> list[bool]:
         """Which shards are written and undamaged; a damaged one is told of."""
-        with ThreadPoolExecutor(READERS) as threads:
+        with ThreadPoolExecutor(HASHED) as threads:
             return list(threads.map(self._written, shards))
 
     def _written(self, shard: int) -> bool:
         try:
-            arrays_about = read_sums(self.storage, self.layout, shard)
+            arrays, about = read_sums(self.storage, self.layout, shard)
         except FileNotFoundError:
             return False
         except DamagedArtifact as error:
             say(f"{error}; made again")
             return False
-        if arrays_about[1]["digest"] != self.digest:
+        if other := self._foreign(about):
+            if about["digest"] == self.digest:
+                say(f"{self.storage.where(sums_file(shard))}: {other}; made again")
             return False
-        if fault := fault_of(self.storage, arrays_about[1]["files"]):
+        if fault := fault_of(self.storage, self.layout, shard, arrays, about["files"]):
             say(f"{fault}; made again")
             return False
         return True
+
+    def _foreign(self, about: dict[str, Any]) -> str | None:
+        return foreign(about, self.digest, self.above)
 
     def write(self, shard: int, columns: dict[str, Block]) -> None:
         """Writes one shard: hooks in the dtype they are stored in, and the index. Raises UserError where a number does not fit, and when
         the disk is full."""
         start, stop = self.layout.span(shard)
         found, flags = self._sums(columns)
-        columns = {**columns, **flags}
+        faults: tuple[type[Exception], ...] = (*self.storage.faults, UserError)
         try:
-            self.storage.remove(sums_file(shard))
-            for name in self.layout.files(shard):
-                self.storage.remove(name)
-            known: dict[str, Written] = {}
-            for name, rows in columns.items():
-                chunk = self.layout.chunk_rows.get(name, self.layout.chunk_rows["token"])
-                if isinstance(rows, Sparse):
-                    self._write_sparse(name, shard, rows)
-                elif isinstance(self.storage, Folder) and self.layout.compression == "none":
-                    file = f"{STORE}/{name}/c/{shard}" + "/0" * (rows.ndim - 1)
-                    known[file] = write_shard(self.storage.folder / file, rows, chunk, self.layout.shard_rows, self.hashing)
-                    found[f"{name}.crc32c"] = known[file].crc32c
-                    continue
-                else:
-                    zarr.open_array(self.zarr, path=name, mode="r+")[start:stop] = rows
-                found[f"{name}.crc32c"] = checksums(rows, chunk)
-            about = {"digest": self.digest, "rows": [start, stop]}
-            outer = {name: found.pop(name) for name in list(found) if name.endswith(".outer")}
-            if outer:
-                self.storage.write(outer_file(shard), packed(outer, about))
-            names = {**self.layout.files(shard), **({outer_file(shard): "sums"} if outer else {})}
-            files = {name: self._entry(name, array_of, start, stop, known.get(name)) for name, array_of in names.items()}
-            self.storage.write(sums_file(shard), packed(found, {**about, "files": {name: one for name, one in files.items() if one}}))
-        except self.storage.faults as error:
+            with ThreadPoolExecutor(1) as beside:
+                self._write(shard, {**columns, **flags}, found, beside)
+        except faults as error:
+            what = str(error) if isinstance(error, UserError) else f"{self.storage.where(STORE)}: {said(error)}"
             raise UserError(
-                f"{self.storage.where(STORE)}: {_said(error)}, at rows {start:,}-{stop - 1:,}; the shards before stand, and the "
-                "harvest goes on there when it is started again"
+                f"{what}, at rows {start:,}-{stop - 1:,}; the shards before stand, and the harvest goes on there when it is started again"
             ) from None
 
-    def _entry(self, name: str, about: str, start: int, stop: int, known: Written | None) -> dict[str, Any] | None:
-        said = {"about": f"rows {start}-{stop - 1} of {about}"}
-        if known:
-            return {"size": known.size, "sha256": known.sha256, **said}
-        size = self.storage.size(name)
-        if size is None:
-            return None
-        return {"size": size, "sha256": self.storage.sha256(name), **said}
+    def _write(self, shard: int, columns: dict[str, Block], found: Arrays, beside: Executor) -> None:
+        layout, (start, stop) = self.layout, self.layout.span(shard)
+        for name in (sums_file(shard), *layout.files(shard)):
+            self.storage.remove(name)
+        files: dict[str, Any] = {}
+        for name, rows in columns.items():
+            chunk = layout.chunk_rows.get(name, layout.chunk_rows["token"])
+            what = f"rows {start}-{stop - 1} of {name}"
+            if isinstance(self.storage, Folder) and layout.compression == "none" and not isinstance(rows, Sparse):
+                file = f"{STORE}/{name}/c/{shard}" + "/0" * (rows.ndim - 1)
+                known = write_shard(self.storage.folder / file, rows, chunk, layout.shard_rows, beside)
+                files[file] = {"size": known.size, "sha256": known.sha256, "about": what}
+                found[f"{name}.crc32c"] = known.crc32c
+                continue
+            for file, content in self._encoded(name, shard, rows).items():
+                files[file] = {**self._put(file, content, beside), "about": what}
+            found[f"{name}.crc32c"] = checksums(rows, chunk)
+        about = {"digest": self.digest, "rows": [start, stop], "above": self.above}
+        outer = {name: found.pop(name) for name in list(found) if name.endswith(".outer")}
+        if outer:
+            products = packed(outer, about)
+            self.storage.write(outer_file(shard), products)
+            files[outer_file(shard)] = {**_entry(products), "about": f"rows {start}-{stop - 1} of sums"}
+        if lacking := _lacking(layout, shard, found, files):
+            raise UserError(f"{self.storage.where(lacking)}: was not written")
+        self.storage.write(sums_file(shard), packed(found, {**about, "files": files}))
+
+    def _encoded(self, name: str, shard: int, rows: Block) -> dict[str, np.ndarray]:
+        """The files of a shard of an array, as Zarr encodes them."""
+        buffer = default_buffer_prototype().buffer
+        memory = MemoryStore({file.removeprefix(f"{STORE}/"): buffer.from_bytes(content) for file, content in self.documents.items()})
+        if isinstance(rows, Sparse):
+            self._encode_sparse(memory, f"{name}/{shard}", rows)
+        else:
+            start, stop = self.layout.span(shard)
+            zarr.open_array(memory, path=name, mode="r+")[start:stop] = rows
+        found = {f"{STORE}/{file}": content for file, content in memory._store_dict.items()}
+        return {file: content.as_numpy_array() for file, content in found.items() if file not in self.documents}
+
+    def _encode_sparse(self, memory: MemoryStore, path: str, rows: Sparse) -> None:
+        group = zarr.open_group(memory, mode="r+").create_group(path)
+        for part in ("values", "indices", "pointers"):
+            values = getattr(rows, part)
+            chunk = min(SPARSE_CHUNK, max(1, len(values)))
+            dtype = None if part == "values" else values.dtype.str
+            made = array(group, part, values.shape, self.layout, (chunk,), (max(1, -(-len(values) // chunk)) * chunk,), dtype)
+            if len(values):
+                made[:] = values
+
+    def _put(self, name: str, content: np.ndarray, beside: Executor) -> dict[str, Any]:
+        """Writes a file of a shard; its size and hash are those of `content`, whatever the disk makes of it."""
+        entry = beside.submit(_entry, content.data)
+        if isinstance(self.storage, Folder):
+            path = self.storage.folder / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(content.data)  # sealing waits until it is on the disk
+        else:
+            self.storage.write(name, content.tobytes())
+        return entry.result()
 
     def _sums(self, columns: dict[str, Block]) -> tuple[Arrays, dict[str, Block]]:
         """Sums of every hook, and which rows are flagged."""
@@ -129,39 +173,62 @@ class ShardWriter:
         what = f"not finite, or does not fit {self.layout.dtype} (at most {most})" if most else "not finite"
         raise UserError(f"hook {hook}: a number is {what}, at {at}")
 
-    def _write_sparse(self, hook: str, shard: int, rows: Sparse) -> None:
-        group = zarr.open_group(self.zarr, mode="r+").create_group(f"{hook}/{shard}", overwrite=True)
-        for part in ("values", "indices", "pointers"):
-            values = getattr(rows, part)
-            chunk = min(SPARSE_CHUNK, max(1, len(values)))
-            dtype = None if part == "values" else values.dtype.str
-            made = array(group, part, values.shape, self.layout, (chunk,), (max(1, -(-len(values) // chunk)) * chunk,), dtype)
-            if len(values):
-                made[:] = values
+
+def _entry(content: Any) -> dict[str, Any]:
+    return {"size": len(content), "sha256": hashlib.sha256(content).hexdigest()}
 
 
-def _said(error: Exception) -> str:
-    """An error of a disk or of an object store, on one line."""
-    return (getattr(error, "strerror", None) or str(error)).partition("\n")[0]
+def foreign(about: Mapping[str, Any], digest: str, above: Mapping[str, float | None]) -> str | None:
+    """Why a shard of which its sums say `about` is not of a harvest, if so."""
+    if about["digest"] != digest:
+        return "of another harvest"
+    return None if about["above"] == above else "its rows are flagged by other thresholds, which another processor found"
 
 
 def read_sums(storage: Storage, layout: Layout, shard: int) -> tuple[Arrays, dict[str, Any]]:
     """A shard's sums, and what its file says of it. Raises FileNotFoundError, DamagedArtifact."""
+    arrays, about = _own_sums(storage, layout, shard)
+    if outer_file(shard) in about["files"]:
+        arrays |= _unpacked(storage, layout, shard, outer_file(shard))[0]
+    return arrays, about
+
+
+def _own_sums(storage: Storage, layout: Layout, shard: int) -> tuple[Arrays, dict[str, Any]]:
+    """The same without sums of outer products."""
+    return _unpacked(storage, layout, shard, sums_file(shard))
+
+
+def _unpacked(storage: Storage, layout: Layout, shard: int, name: str) -> tuple[Arrays, dict[str, Any]]:
+    faults: tuple[type[Exception], ...] = (ValueError, *storage.faults)
     try:
-        arrays, about = unpacked(storage.read(sums_file(shard)))
-        outer = unpacked(storage.read(outer_file(shard)))[0] if outer_file(shard) in about["files"] else {}
-        return {**arrays, **outer}, about
-    except ValueError as error:
+        return unpacked(storage.read(name))
+    except FileNotFoundError:
+        raise
+    except faults as error:
         start, stop = layout.span(shard)
-        raise DamagedArtifact(f"{storage.where(sums_file(shard))} (sums of rows {start}-{stop - 1}): {error}") from None
+        problem = str(error) if isinstance(error, ValueError) else unreadable(error)
+        raise DamagedArtifact(f"{storage.where(sums_file(shard))} (sums of rows {start}-{stop - 1}): {problem}") from None
 
 
-def fault_of(storage: Storage, files: dict[str, dict[str, Any]]) -> str | None:
+def _lacking(layout: Layout, shard: int, sums: Arrays, files: Mapping[str, Any]) -> str | None:
+    """A file that a shard ought to have and that is not among `files`."""
+    empty: set[str] = set().union(*(layout.empty_files(shard, hook) for hook in layout.sparse if not sums[f"{hook}.stored"]))
+    return next((name for name in layout.files(shard) if name not in files and name not in empty), None)
+
+
+def fault_of(storage: Storage, layout: Layout, shard: int, sums: Arrays, files: Mapping[str, dict[str, Any]]) -> str | None:
     """What is wrong with a shard's files, if anything."""
+    if lacking := _lacking(layout, shard, sums, files):
+        start, stop = layout.span(shard)
+        return f"{storage.where(lacking)} (rows {start}-{stop - 1}): was never written"
     for name, entry in files.items():
-        size = storage.size(name)
-        if size is None:
-            return f"{storage.where(name)} ({entry['about']}): is missing"
-        if size != entry["size"] or storage.sha256(name) != entry["sha256"]:
-            return f"{storage.where(name)} ({entry['about']}): the bytes differ from those written"
+        what = f"{storage.where(name)} ({entry['about']})"
+        try:
+            size = storage.size(name)
+            if size is None:
+                return f"{what}: is missing"
+            if size != entry["size"] or storage.sha256(name) != entry["sha256"]:
+                return f"{what}: the bytes differ from those written"
+        except storage.faults as error:
+            return f"{what}: {unreadable(error)}"
     return None

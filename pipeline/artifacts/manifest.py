@@ -17,9 +17,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, NoReturn
 
-from pipeline.artifacts.errors import DamagedArtifact
+from pipeline.artifacts.errors import DamagedArtifact, UserError
 from pipeline.artifacts.run import run_facts
-from pipeline.artifacts.storage import Bucket, Storage, storage
+from pipeline.artifacts.storage import Bucket, Storage, storage, unreadable
 
 FORMAT = 1
 MANIFEST = "manifest.json"
@@ -75,6 +75,8 @@ class Artifact:
             raise DamagedArtifact(
                 f"{manifest}: there is no manifest, so the artifact was never finished; repair: {repair(manifest)}"
             ) from None
+        except OSError as error:
+            raise UserError(f"{manifest}: {unreadable(error)}") from None
         except ValueError:
             raise DamagedArtifact(f"{manifest}: not readable as JSON; repair: {repair(manifest)}") from None
         if not isinstance(content, dict) or content.get("format") != FORMAT or content.get("hash") != own_hash(content):
@@ -137,14 +139,24 @@ class Artifact:
                 self.damaged(MANIFEST, f"is not the manifest that stands in {self.folder}")
 
     def fault(self, name: str) -> str | None:
-        """What has become of a file, if it is not as published."""
-        if (fault := self._fault_of_size(name)) or (found := self.storage.sha256(name)) == self.files[name]["sha256"]:
+        """What has become of a file, if it is not as published. Raises UserError when an object store is not to be reached."""
+        if fault := self._fault_of_size(name):
             return fault
+        try:
+            found = self.storage.sha256(name)
+        except OSError as error:
+            return unreadable(error)
+        if found == self.files[name]["sha256"]:
+            return None
         twin = next((other for other, entry in self.files.items() if entry["sha256"] == found), None)
         return f"holds the bytes of {twin}" if twin else DIFFERENT
 
     def _fault_of_size(self, name: str) -> str | None:
-        size, expected = self.storage.size(name), self.files[name]["size"]
+        expected = self.files[name]["size"]
+        try:
+            size = self.storage.size(name)
+        except OSError as error:
+            return unreadable(error)
         if size is None:
             return "the file is missing"
         if size != expected:
@@ -153,15 +165,28 @@ class Artifact:
 
     def damaged(self, name: str, problem: str, what: str | None = None) -> NoReturn:
         """Raises DamagedArtifact, saying what of a file (all it is about, if not told) has which problem, and what repairs it."""
-        about = what or self.files.get(name, {}).get("about")
-        where = f"{self.storage.where(name)}{f' ({about})' if about else ''}"
         manifest = self.folder / MANIFEST if self.address is None else f"{self.address}/{MANIFEST}"
-        raise DamagedArtifact(f"{where}: {problem}; repair: {repair(manifest)}")
+        raise DamagedArtifact(f"{self._named(name, what)}: {problem}; repair: {repair(manifest)}")
+
+    def unread(self, name: str, error: Exception, what: str | None = None) -> NoReturn:
+        """Raises what became of a file that the storage did not give: DamagedArtifact where a second look finds a fault of the file, else
+        UserError, since nothing is to be made again."""
+        if fault := self.fault(name):
+            self.damaged(name, fault, what)
+        raise UserError(f"{self._named(name, what)}: {unreadable(error)}")
+
+    def _named(self, name: str, what: str | None) -> str:
+        """A file, and what of it a message is about: all of it, if not told."""
+        about = what or self.files.get(name, {}).get("about")
+        return f"{self.storage.where(name)}{f' ({about})' if about else ''}"
 
     def content(self, name: str) -> bytes:
         """The bytes of one of the smaller files, checked, wherever it lies. Raises DamagedArtifact."""
         self.check_size(name)
-        found = self.storage.read(name)
+        try:
+            found = self.storage.read(name)
+        except OSError as error:
+            self.unread(name, error)
         if hashlib.sha256(found).hexdigest() != self.files[name]["sha256"]:
             self.damaged(name, self.fault(name) or DIFFERENT)
         return found
@@ -220,6 +245,33 @@ def seal(folder: Path, kind: str, spec: Any, inputs: Mapping[str, Artifact], fil
     if location := facts.get("location"):
         Bucket(location).write(MANIFEST, as_json(manifest))
     write_json(folder / MANIFEST, manifest)
+
+
+def withdraw(folder: Path, storage: Storage, spec: Any, inputs: Mapping[str, Artifact]) -> None:
+    """Removes the manifest of an artifact whose files are to be made again: where they lie, and in its folder.
+
+    Raises UserError when the one where they lie is of another artifact: people who name their studies alike may share an address. It is
+    this one when it stands in the folder too, or when spec and inputs are the same.
+    """
+    if isinstance(storage, Bucket):
+        # The folder's first: another job, which does the same, removes it last.
+        own, there = _opened(folder / MANIFEST), _opened(storage.where(MANIFEST))
+        wanted = {name: artifact.hash for name, artifact in inputs.items()}
+        if there and (own is None or own.hash != there.hash) and (there.spec, there.manifest["inputs"]) != (spec, wanted):
+            raise UserError(
+                f"{storage.where(MANIFEST)}: is of another artifact, made with other settings or inputs and not from {folder}; "
+                "choose another location, or remove it where nobody needs it"
+            )
+        storage.remove(MANIFEST)
+    (folder / MANIFEST).unlink(missing_ok=True)
+
+
+def _opened(manifest: Path | str) -> Artifact | None:
+    """An artifact, if its manifest is there and whole."""
+    try:
+        return Artifact.open(manifest)
+    except DamagedArtifact:
+        return None
 
 
 class Draft:

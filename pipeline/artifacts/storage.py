@@ -9,7 +9,7 @@ import os
 import secrets
 import shutil
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +26,15 @@ class OpenFile:
         self._number = os.open(path, os.O_RDONLY)
 
     def read_at(self, at: int, buffers: Sequence[bytearray | memoryview]) -> int:
-        """Fills buffers, one after the other, with the bytes from `at` on, and says how many there were: at most 2 GiB."""
-        return os.preadv(self._number, buffers, at)
+        """Fills buffers, one after the other, with the bytes from `at` on, and says how many there were."""
+        rest, found = [memoryview(buffer) for buffer in buffers], 0
+        # One call may give less than there is: at most 2 GiB, and what a network's file system has at hand.
+        while rest and (count := os.preadv(self._number, rest, at + found)):
+            found += count
+            while rest and count >= len(rest[0]):
+                count -= len(rest.pop(0))
+            rest[:1] = [part[count:] for part in rest[:1]]
+        return found
 
     def __del__(self) -> None:
         if hasattr(self, "_number"):
@@ -55,7 +62,7 @@ class Folder:
     """Files under a folder."""
 
     faults: tuple[type[Exception], ...] = (OSError,)
-    """What `opened` and `zarr` can raise of the storage itself."""
+    """What can be raised of the storage itself; of an object store only by what `opened` and `zarr` give, else it is a UserError."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -134,7 +141,7 @@ class Bucket:
         try:
             self._store = from_url(self.address)
         except (ValueError, obstore.exceptions.BaseError) as error:
-            raise UserError(f"{address}: no address of an object store, such as s3://bucket/prefix ({_line(error)})") from None
+            raise UserError(f"{address}: no address of an object store, such as s3://bucket/prefix ({said(error)})") from None
 
     def where(self, name: str) -> str:
         """How a message names an object."""
@@ -179,10 +186,9 @@ class Bucket:
                 yield from (one["path"] for one in page)
 
     def remove(self, name: str) -> None:
-        """Removes an object."""
-        if self.size(name) is not None:
-            with self._told(name):
-                self._obstore.delete(self._store, name)
+        """Removes an object. That another job has done so meanwhile is no fault; some stores tell of it."""
+        with suppress(FileNotFoundError), self._told(name):
+            self._obstore.delete(self._store, name)
 
     def free(self) -> int | None:
         """Nobody knows."""
@@ -211,12 +217,17 @@ class Bucket:
         except FileNotFoundError:
             raise
         except self.faults as error:
-            raise UserError(f"{self.where(name)}: {_line(error)}") from None
+            raise UserError(f"{self.where(name)}: {said(error)}") from None
 
 
-def _line(error: Exception) -> str:
-    """What an error says, without the page that a server sent with it."""
-    return str(error).partition("\n")[0].partition(": <?xml")[0]
+def said(error: Exception) -> str:
+    """What an error of a disk or of an object store says, on one line, without the page that a server sent with it."""
+    return (getattr(error, "strerror", None) or str(error)).partition("\n")[0].partition(": <?xml")[0]
+
+
+def unreadable(error: Exception) -> str:
+    """What is said of a file that the storage itself does not give."""
+    return f"could not be read ({said(error)})"
 
 
 Storage = Folder | Bucket

@@ -1,4 +1,4 @@
-"""How well an SAE reconstructs, as sums that merge and are finished once.
+"""How well an SAE reconstructs, or a transcoder predicts, as sums that merge and are finished once.
 
 Every number has one definition, docs/design.md section 6.
 """
@@ -11,7 +11,7 @@ from torch import Tensor
 
 @dataclass
 class Reconstruction:
-    """Sums over rows x (B, D) and reconstructions x_hat (B, D), in float64."""
+    """Sums over rows x (B, D) and reconstructions x_hat (B, D), in float64. Of a transcoder x is what it is to predict."""
 
     rows: int
     error: float
@@ -41,6 +41,11 @@ class Reconstruction:
     def __add__(self, other: "Reconstruction") -> "Reconstruction":
         return Reconstruction(*(getattr(self, name) + getattr(other, name) for name in self.__dataclass_fields__))
 
+    @property
+    def mean(self) -> Tensor:
+        """Mean of x (D,)."""
+        return self.total_D / self.rows
+
     def finish(self) -> dict[str, float | None]:
         """fve, mse, mse_per_dim and relative_reconstruction_bias; None where a denominator is 0.
 
@@ -48,8 +53,7 @@ class Reconstruction:
         count as variance explained (tools that measure variance about zero report .88 where the truth is .75). The bias is
         that of Rajamanoharan et al. 2024 (arXiv 2404.16014, equation 10): below 1, reconstructions are shrunk.
         """
-        mean_D = self.total_D / self.rows
-        variance = self.square - self.rows * mean_D.square().sum().item()
+        variance = self.square - self.rows * self.mean.square().sum().item()
         constant = variance <= 1e-12 * self.square  # what rounding leaves of no variance at all
         return {
             "fve": None if constant else 1 - self.error / variance,

@@ -30,7 +30,7 @@ class Sparsity:
 
     def finish(self, active_above: float) -> dict[str, Any]:
         """l0 (mean latents that are not 0), l0_above, dead (share of latents that never fired), density histogram."""
-        density_M = self.fired_M.double() / self.rows
+        density_M = self.fired_M.cpu().double() / self.rows
         alive = density_M[density_M > 0].log10().clamp(DENSITY_BINS[0], DENSITY_BINS[-1])
         return {
             "l0": density_M.sum().item(),

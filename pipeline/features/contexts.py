@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from pipeline.activations.store import ActivationStore, Column
+from pipeline.evaluation.measured import unflagged
 from pipeline.saes.base import SAE
 
 
@@ -31,15 +32,16 @@ class Block:
     """Rows of each (S,)."""
 
 
-def blocks(store: ActivationStore, hook: str, sae: SAE, size: int) -> Iterator[Block]:
-    """The store in blocks of whole sequences, about `size` rows each."""
-    column, index, positions = store[hook], store["sequence"], store["position"]
+def blocks(store: ActivationStore, hooks: list[str], sae: SAE, size: int) -> Iterator[Block]:
+    """The store in blocks of whole sequences, about `size` rows each, kept those flagged at none of the hooks. The SAE reads the first."""
+    columns, index, positions = [store[hook] for hook in hooks], store["sequence"], store["position"]
+    column = columns[0]
     start, rows = 0, len(column)
     while start < rows:
         stop = _sequence_end(index, start, size, rows)
         ids, counts = np.unique(index.read(start, stop), return_counts=True)
         latents = sae.encode(torch.from_numpy(column.read(start, stop)))
-        found = column.kept(start, stop)
+        found = unflagged(columns, start, stop)
         kept = None if found is None or found.all() else torch.from_numpy(found)
         if kept is not None:
             latents[~kept] = 0
@@ -49,12 +51,15 @@ def blocks(store: ActivationStore, hook: str, sae: SAE, size: int) -> Iterator[B
 
 def _sequence_end(index: Column, start: int, size: int, rows: int) -> int:
     """The last sequence boundary at most `size` rows on, or the first one after that."""
-    while start + size < rows:
+    if start + size >= rows:
+        return rows
+    last = -1
+    while start + size // 2 < rows:
         ids = index.read(start, start + size + 1)
         changes = np.flatnonzero(ids[1:] != ids[:-1])
         if len(changes):
-            return start + int(changes[-1]) + 1
-        size *= 2
+            return start + int(changes[last]) + 1
+        size, last = 2 * size, 0
     return rows
 
 

@@ -19,26 +19,29 @@ from pipeline.saes.base import SAE
 
 @torch.no_grad()
 def describe(sae: SAE, store: ActivationStore, dataset: Artifact, spec: dict[str, Any]) -> tuple[pa.Table, pa.Table]:
-    """`latents` (one row each) and `contexts` (one row per latent and rank), of the rows that are not flagged.
+    """`latents` (one row each) and `contexts` (one row per latent and rank), of the rows that are flagged neither at the hook that
+    is read nor, of a transcoder, at the one that is predicted.
 
     A context shows the text as it stands in the dataset, with 0 as the activation at tokens that are no rows of the store, or flagged.
     Raises UserError when the store is not of this dataset, or all its rows are flagged.
     """
     check_source(store, dataset)
-    hook, size = spec["hook"], spec["batch"]
+    hooks, size = list(dict.fromkeys((spec["hook"], spec["output"]))), spec["batch"]
     strongest = Strongest(sae.W_dec.shape[0], spec["contexts"])
     sums: LatentSums | None = None
     with progress("describe", 2 * len(store), "rows") as bar:
-        for block in blocks(store, hook, sae, size):
+        for block in blocks(store, hooks, sae, size):
             strongest.add(block)
             if block.kept is None or block.kept.any():
                 found = LatentSums.of(block.latents_BM if block.kept is None else block.latents_BM[block.kept])
                 sums = found if sums is None else sums + found
             bar.advance(len(block.latents_BM))
         if sums is None:
-            raise UserError(f"hook {hook}: all {len(store):,} rows are flagged as attention sinks; record more rows, or raise sinks_above")
+            raise UserError(
+                f"hook {' or '.join(hooks)}: all {len(store):,} rows are flagged as attention sinks; record more rows, or raise sinks_above"
+            )
         contexts = strongest.contexts(spec["before"], spec["after"], store)
-        for block in blocks(store, hook, sae, size):
+        for block in blocks(store, hooks, sae, size):
             contexts.fill(block)
             bar.advance(len(block.latents_BM))
     return sums.finish(), _table(contexts, dataset, store.attributes["split"])

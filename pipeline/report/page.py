@@ -5,17 +5,17 @@ Nothing in it is different from run to run. Times stand in times.js beside it, w
 
 import base64
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import jinja2
 import numpy as np
+from markupsafe import Markup
 
 from pipeline.artifacts.run import versions
-from pipeline.report import models
-from pipeline.report.figures import Drawn, place
-from pipeline.report.numbers import percent, plain, spread
+from pipeline.report import models, saes
+from pipeline.report.figures import Drawn
+from pipeline.report.numbers import percent, plain
 from pipeline.report.results import Results, Trained
 
 TEMPLATE = Path(__file__).with_name("page.html.jinja")
@@ -27,10 +27,11 @@ def page(results: Results, figures: dict[str, Drawn], spec: dict[str, Any]) -> s
     environment.filters |= {
         "plain": plain,
         "percent": percent,
+        "lines": lambda text: Markup("{} <br>({}").format(*text.split(" (", 1)) if " (" in text else text,
         "json": lambda value: json.dumps(value, indent=1, sort_keys=True, ensure_ascii=False),
     }
-    blocks = models.blocks(results)
-    first = [saes[0] for saes in results.groups().values()]
+    blocks, training = models.blocks(results), saes.training(results)
+    first = [found[0] for found in results.groups().values()]
     template = environment.from_string(TEMPLATE.read_text(encoding="utf-8"))
     return template.render(
         spec=spec,
@@ -42,9 +43,16 @@ def page(results: Results, figures: dict[str, Drawn], spec: dict[str, Any]) -> s
         deepest=max((len(row["values"]) for row in blocks), default=0),
         samples=models.samples(results),
         figures={name: {"of": one.of, "image": _inline(one.svg)} for name, one in figures.items()},
-        place=place,
-        saes=[_row(group, saes) for group, saes in results.groups().items()],
-        unmeasured=_unmeasured(results),
+        place=saes.place,
+        saes=saes.measured(results),
+        training=training,
+        transcoders=any(sae.output != sae.hook for sae in results.saes),
+        best=any(row["kept"] != "last" for row in training),
+        held_out=any(row["fve"] != "–" for row in training),
+        resampled=any(row["resampled"] != "0" for row in training),
+        snapshots=any(row["snapshots"] != "–" for row in training),
+        told=saes.told(results),
+        unmeasured=saes.unmeasured(results),
         shown=[_shown(sae, spec) for sae in first],
         probes=[{"sae": sae, "spec": sae.probe.spec, "samples": sae.probe.read_json("probe.json")} for sae in first if sae.probe],
         thresholds=sorted({sae.metrics["active_above"] for sae in results.saes}),
@@ -57,49 +65,6 @@ def page(results: Results, figures: dict[str, Drawn], spec: dict[str, Any]) -> s
 
 def _inline(svg: bytes) -> str:
     return "data:image/svg+xml;base64," + base64.b64encode(svg).decode()
-
-
-def _row(group: tuple[str, str, str], saes: list[Trained]) -> dict[str, Any]:
-    """A line of the table of SAEs: mean and range over seeds."""
-
-    def over(name: str, show: Callable[[float | None], str] = plain) -> str:
-        return spread([sae.metrics[name] for sae in saes], show)
-
-    return {
-        "activations": group[0],
-        "hook": group[1],
-        "name": group[2],
-        "runs": len(saes),
-        "latents": saes[0].artifact.facts["latents"],
-        "fve": over("fve"),
-        "l0": over("l0", lambda value: plain(value, 3)),
-        "l0_above": over("l0_above", lambda value: plain(value, 3)),
-        "dead": over("dead", percent),
-        "mse": over("mse"),
-        "loss_sae": over("loss_sae"),
-        "loss_clean": over("loss_clean"),
-        "score_zero": over("loss_score_zero"),
-        "score_mean": over("loss_score_mean"),
-        "final_loss": spread([sae.curve["loss"][-1].as_py() for sae in saes]),
-    }
-
-
-def _unmeasured(results: Results) -> list[str]:
-    """Of each hook of some activations that has any: what share of positions was left out, and of rows flagged."""
-    places: dict[tuple[str, str], dict[str, dict[str, Any]]] = {}
-    for sae in results.saes:
-        places.setdefault(sae.group[:2], {})[sae.activations] = sae.metrics
-    found = []
-    for (activations, hook), metrics in places.items():
-        counts = [(one["left_out"], one["flagged"], one["flagged"] + one["rows"]) for one in metrics.values()]
-        shares: dict[str, list[float | None]] = {
-            "positions (special tokens)": [out / (out + rows) for out, _, rows in counts],
-            "rows (attention sinks)": [flagged / rows for _, flagged, rows in counts],
-        }
-        parts = [f"{spread(values, percent)} of {what}" for what, values in shares.items() if any(values)]
-        if parts:
-            found.append(f"{place(activations, hook)}: {', '.join(parts)}")
-    return found
 
 
 def _shown(sae: Trained, spec: dict[str, Any]) -> dict[str, Any]:

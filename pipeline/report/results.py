@@ -46,6 +46,19 @@ class Trained:
         """What SAEs have in common that differ by seeds alone: activations, hook and SAE."""
         return without_seed(self.activations), self.hook, without_seed(self.name)
 
+    @property
+    def output(self) -> str:
+        """The hook that is predicted: the one that is read, unless it is a transcoder."""
+        return self.artifact.spec.get("output", self.hook)
+
+    @property
+    def kind(self) -> str:
+        """Its architecture, and what it is where it is more than an autoencoder."""
+        architecture = self.artifact.spec["architecture"]
+        if self.output == self.hook:
+            return architecture
+        return f"{architecture} {'skip-transcoder' if self.artifact.spec['skip'] else 'transcoder'}"
+
 
 @dataclass(frozen=True)
 class Results:

@@ -16,8 +16,10 @@ def sae_table(results: Results) -> str:
     """One line per SAE, as CSV, with every metric."""
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
-    writer.writerow(["activations", "hook", "sae", "seed", "latents", *COLUMNS])
+    writer.writerow(["activations", "hook", "output", "sae", "architecture", "seed", "latents", *COLUMNS])
     for sae in results.saes:
         measured = [sae.metrics[name] for name in COLUMNS]
-        writer.writerow([sae.activations, sae.hook, sae.name, sae.artifact.spec["seed"], sae.artifact.facts["latents"], *measured])
+        spec, latents = sae.artifact.spec, sae.artifact.facts["latents"]
+        named = [sae.activations, sae.hook, sae.output, sae.name, spec["architecture"], spec["seed"], latents]
+        writer.writerow([*named, *measured])
     return out.getvalue()

@@ -1,7 +1,7 @@
 """What every SAE is: an encoder, a decoder, and the few methods that training, evaluation and export ask for.
 
 Letters: B rows, D width of the hook that is read, E that of the hook that is predicted (D, the same hook, unless it is a transcoder), M
-latents, K active ones. W_enc (D, M), b_enc (M), W_dec (M, E), b_dec (E), as in SAELens; a skip-transcoder has W_skip (D, E) as well.
+latents, K active ones. W_enc (D, M), b_enc (M), W_dec (M, E), b_dec (E), as in SAELens; a skip-transcoder has W_skip (E, D) as well.
 """
 
 from collections.abc import Callable, Iterable
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from pipeline.artifacts.seeds import derive
 from pipeline.saes.latents import Latents
+from pipeline.saes.product import product
 from pipeline.saes.units import Units
 from pipeline.study.sae import SAE as Spec
 
@@ -50,9 +51,11 @@ class SAE(nn.Module):
     """Encoder, decoder, and how they are trained. An architecture says the rest."""
 
     architecture: str
-    """What SAELens calls it, once it is trained."""
-    _PER_LATENT = ("b_enc",)
-    """Parameters in units of the latents, one number each: biases of the encoder, thresholds."""
+    """What SAELens calls its activation function, once it is trained."""
+    _BIASES: tuple[str, ...] = ("b_enc",)
+    """Biases of the encoder (M,)."""
+    _THRESHOLDS: tuple[str, ...] = ()
+    """What pre-activations are compared with (M,)."""
 
     def __init__(self, spec: Spec, width: int, latents: int, out: int) -> None:
         super().__init__()
@@ -61,7 +64,7 @@ class SAE(nn.Module):
         self.b_enc = nn.Parameter(torch.zeros(latents))
         self.W_dec = nn.Parameter(torch.zeros(latents, out))
         self.b_dec = nn.Parameter(torch.zeros(out))
-        self.W_skip = nn.Parameter(torch.zeros(width, out)) if spec.skip else None
+        self.W_skip = nn.Parameter(torch.zeros(out, width)) if spec.skip else None
 
     def encode(self, x_BD: Tensor) -> Tensor:
         """Latents (B, M), as they are after training."""
@@ -72,8 +75,12 @@ class SAE(nn.Module):
         raise NotImplementedError
 
     def saelens(self) -> dict[str, Any]:
-        """What SAELens' cfg.json says beyond the sizes."""
-        return {"apply_b_dec_to_input": self.spec.subtract_b_dec}
+        """What SAELens' cfg.json says beyond the sizes. Where SAELens has no such architecture, the name is one that it refuses."""
+        if self.spec.outputs is None:
+            return {"architecture": self.architecture, "apply_b_dec_to_input": self.spec.subtract_b_dec}
+        kind = "transcoder" if self.W_skip is None else "skip_transcoder"
+        name = kind if self.architecture == "standard" else f"{self.architecture}_{kind}"
+        return {"architecture": name, "apply_b_dec_to_input": False, "d_out": self.W_dec.shape[1]}
 
     def decode(self, f_BM: Tensor) -> Tensor:
         """What the latents stand for (B, E); without what a skip-transcoder adds."""
@@ -81,28 +88,32 @@ class SAE(nn.Module):
 
     def forward(self, x_BD: Tensor) -> Tensor:
         """Reconstruction of x, or what a transcoder predicts from it (B, E)."""
-        found = self.decode(self.encode(x_BD))
-        return found if self.W_skip is None else found + x_BD @ self.W_skip
+        return self.predict(self.encode(x_BD), x_BD)
+
+    def predict(self, f_BM: Tensor, x_BD: Tensor) -> Tensor:
+        """The same, of latents that are known already."""
+        found = self.decode(f_BM)
+        return found if self.W_skip is None else found + x_BD @ self.W_skip.T
 
     def centred(self, x_BD: Tensor) -> Tensor:
         """The encoder's input."""
         return x_BD - self.b_dec if self.spec.subtract_b_dec else x_BD
 
     def pre(self, centred_BD: Tensor) -> Tensor:
-        """Pre-activations (B, M): the dense product."""
-        return torch.addmm(self.b_enc, centred_BD, self.W_enc)
+        """Pre-activations (B, M): the dense product, in the precision of the weights whatever it was computed in."""
+        return product(centred_BD, self.W_enc, self.b_enc)
 
     def reconstruct(self, f: Latents, x_BD: Tensor) -> Tensor:
         """What `f` stands for (B, E), while training."""
         found = f.decode(self.W_dec) + self.b_dec
-        return found if self.W_skip is None else found + x_BD @ self.W_skip
+        return found if self.W_skip is None else found + x_BD @ self.W_skip.T
 
     @torch.no_grad()
     def initialise(self, centre_E: Tensor) -> None:
         """Weights before the first step; `centre_E` is where b_dec begins."""
         spec, generator = self.spec, torch.Generator().manual_seed(derive(self.spec.seed, "sae", "weights"))
         if spec.init == "linear":
-            bounds = {"W_enc": self.W_enc.shape[0], "b_enc": self.W_enc.shape[0]} | dict.fromkeys(("W_dec", "b_dec"), self.W_dec.shape[0])
+            bounds = dict.fromkeys(("W_enc", *self._BIASES), self.W_enc.shape[0]) | dict.fromkeys(("W_dec", "b_dec"), self.W_dec.shape[0])
             for name, inputs in bounds.items():
                 getattr(self, name).uniform_(-(inputs**-0.5), inputs**-0.5, generator=generator)
         else:
@@ -114,27 +125,33 @@ class SAE(nn.Module):
                 columns = torch.randn(self.W_enc.T.shape, generator=generator)
                 self.W_enc.copy_((columns / columns.norm(dim=1, keepdim=True)).T)
             self.b_dec.copy_(centre_E)
+            self.restart(torch.arange(len(self.W_dec)))
+
+    @torch.no_grad()
+    def restart(self, which_K: Tensor) -> None:
+        """Puts what some latents have beside their directions (biases, thresholds) where it was before the first step."""
+        for name in self._BIASES:
+            getattr(self, name)[which_K] = 0.0
 
     @torch.no_grad()
     def fold(self, inputs: Units, outputs: Units) -> None:
         """Takes the units of training into the weights, so that they fit raw activations.
 
-        With a scale alone, latents come out in units of the activations: biases and thresholds are divided, which leaves what fires as it
-        is, since all activation functions here are positively homogeneous. Whitened, they stay in units of the whitened ones.
+        With a scale, latents come out in units of what is predicted: biases and thresholds are divided, which leaves what fires as it is,
+        since all activation functions here are positively homogeneous, and leaves the decoder as it is. Whitened, latents stay in units of
+        the whitened activations, and decoder rows have norm 1 in those alone.
         """
-        biases = [getattr(self, name) for name in self._PER_LATENT]
-        if inputs.matrix is None:
-            for bias in biases:
-                bias /= inputs.scale
-        else:
-            self.W_enc.copy_(inputs.matrix @ self.W_enc)
+        self.W_enc.copy_(self.W_enc * (inputs.scale / outputs.scale) if inputs.matrix is None else inputs.matrix @ self.W_enc)
+        for name in (*self._BIASES, *self._THRESHOLDS):
+            getattr(self, name).div_(outputs.scale)
         if not self.spec.subtract_b_dec:
             self.shift_pre(-(inputs.shift @ self.W_enc))
-        self.W_dec.copy_(outputs.directions_back(self.W_dec * inputs.scale))
+        if outputs.inverse is not None:
+            self.W_dec.copy_(self.W_dec @ outputs.inverse)
         self.b_dec.copy_(outputs.back(self.b_dec))
         if self.W_skip is not None:
-            self.W_skip.copy_(outputs.directions_back(inputs.directions(self.W_skip)))
-            self.b_dec.sub_(inputs.shift @ self.W_skip)
+            self.W_skip.copy_(outputs.directions_back(inputs.directions(self.W_skip.T)).T)
+            self.b_dec.sub_(self.W_skip @ inputs.shift)
 
     def shift_pre(self, by_M: Tensor) -> None:
         """Adds to all pre-activations, by the biases."""

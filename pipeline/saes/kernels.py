@@ -3,9 +3,11 @@
 Only the encoder's product is dense; what follows touches the active latents alone: N of the B x M. Each function has a dense
 form of one line, which tests compare with (values and gradients, in float64).
 
-- decode: sparse (B, M) times dense (M, D)
+- decode: sums of gathered decoder rows (embedding_bag)
 - gradient of the active values: N inner products of D (sampled_addmm)
-- gradients of the two weight matrices: sparse (M, B) times dense (B, D)
+- gradients of the two weight matrices: sums of gathered rows of the batch, by latent (embedding_bag over the transposed pairs)
+
+All of them are PyTorch's own on every device, and give the same bits each time: each sum is taken in one order.
 """
 
 import warnings
@@ -16,16 +18,17 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+from torch.nn.functional import embedding_bag
 
 warnings.filterwarnings("ignore", message="Sparse CSR tensor support is in beta state")
 
-SPARSE_BELOW = 0.06
+SPARSE_BELOW = 0.1
 """Share of active latents under which the sparse products are the faster ones."""
 
 
-def pays(active: int, rows: int, latents: int) -> bool:
-    """Whether the sparse products are the faster ones, and there at all (PyTorch's are MKL's)."""
-    return torch.backends.mkl.is_available() and active < SPARSE_BELOW * rows * latents
+def pays(active: float, rows: int, latents: int) -> bool:
+    """Whether the sparse products are the faster ones."""
+    return active < SPARSE_BELOW * rows * latents
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,38 +45,63 @@ class Active:
     @classmethod
     def where(cls, mask_BM: Tensor) -> "Active":
         """The pairs where a mask is true."""
-        starts = torch.zeros(len(mask_BM) + 1, dtype=torch.int64)
-        torch.cumsum(mask_BM.sum(1), 0, out=starts[1:])
-        rows, latents = mask_BM.shape
-        return cls(rows, latents, starts, mask_BM.nonzero()[:, 1].contiguous())
+        row, index = mask_BM.nonzero().unbind(1)
+        return cls.pairs(row.contiguous(), index.contiguous(), *mask_BM.shape)
+
+    @classmethod
+    def pairs(cls, row_N: Tensor, index_N: Tensor, rows: int, latents: int) -> "Active":
+        """Pairs that are in order of their rows."""
+        return cls(rows, latents, torch.searchsorted(row_N, torch.arange(rows + 1, device=row_N.device)), index_N)
 
     @classmethod
     def chosen(cls, index_BK: Tensor, latents: int) -> "Active":
         """K latents in each row."""
         rows, k = index_BK.shape
-        return cls(rows, latents, torch.arange(0, rows * k + 1, k), index_BK.flatten())
+        return cls(rows, latents, torch.arange(0, rows * k + 1, k, device=index_BK.device), index_BK.flatten())
 
     @cached_property
     def row(self) -> Tensor:
         """Row of each pair (N,)."""
-        return torch.repeat_interleave(torch.arange(self.rows), self.starts.diff(), output_size=len(self.index))
+        rows = torch.arange(self.rows, device=self.index.device)
+        return torch.repeat_interleave(rows, self.starts.diff(), output_size=len(self.index))
+
+    @cached_property
+    def compact(self) -> tuple[Tensor, Tensor]:
+        """`starts` and `index` in the integers that products read fastest."""
+        return self.starts.int(), self.index.int()
 
     @cached_property
     def by_latent(self) -> tuple[Tensor, Tensor, Tensor]:
-        """The transpose: where each latent's pairs begin (M + 1,), their rows, and the order that sorts pairs so."""
-        order = self.index.argsort(stable=True)
-        starts = torch.zeros(self.latents + 1, dtype=torch.int64)
-        torch.cumsum(torch.bincount(self.index, minlength=self.latents), 0, out=starts[1:])
-        return starts, self.row[order], order
+        """The transpose: where each latent's pairs begin (M + 1,), their rows, and the order that sorts pairs so; as `compact`."""
+        order = self.compact[1].argsort(stable=True)
+        starts = torch.nn.functional.pad(torch.bincount(self.index, minlength=self.latents).cumsum(0), (1, 0))
+        return starts.int(), self.row[order].int(), order.int()
 
-    def matrix(self, values_N: Tensor) -> Tensor:
-        """Sparse (B, M)."""
-        return torch.sparse_csr_tensor(self.starts, self.index, values_N, (self.rows, self.latents), check_invariants=False)
+    def between(self, low: int, high: int) -> tuple["Active", Tensor]:
+        """The pairs of latents low..high-1, which become 0..high-low-1, and which of these pairs (N,) they are."""
+        inside_N = (self.index >= low) & (self.index < high)
+        starts = torch.nn.functional.pad(inside_N.cumsum(0), (1, 0))[self.starts]
+        return Active(self.rows, high - low, starts, self.index[inside_N] - low), inside_N
 
-    def transposed(self, values_N: Tensor) -> Tensor:
-        """Sparse (M, B)."""
+    def times(self, values_N: Tensor, dense_MD: Tensor) -> Tensor:
+        """Sparse (B, M) times dense (M, D)."""
+        return _bags(*self.compact, values_N, dense_MD)
+
+    def transposed_times(self, values_N: Tensor, dense_BD: Tensor) -> Tensor:
+        """Sparse (M, B) times dense (B, D)."""
         starts, rows, order = self.by_latent
-        return torch.sparse_csr_tensor(starts, rows, values_N[order], (self.latents, self.rows), check_invariants=False)
+        return _bags(starts, rows, values_N[order], dense_BD)
+
+    def inner(self, left_BD: Tensor, right_MD: Tensor) -> Tensor:
+        """Inner product of each pair's rows (N,)."""
+        values = left_BD.new_zeros(len(self.index))
+        pattern = torch.sparse_csr_tensor(*self.compact, values, (self.rows, self.latents), check_invariants=False)
+        return torch.sparse.sampled_addmm(pattern, left_BD, right_MD.T, beta=0.0).values()
+
+    def sums(self, values_N: Tensor) -> Tensor:
+        """Sum of each latent's values (M,)."""
+        starts, _, order = self.by_latent
+        return _bags(starts, order, None, values_N.unsqueeze(1)).squeeze(1)
 
     def dense(self, values_N: Tensor) -> Tensor:
         """Dense (B, M)."""
@@ -84,25 +112,30 @@ class Active:
         return torch.bincount(self.index if mask_N is None else self.index[mask_N], minlength=self.latents)
 
 
+def _bags(starts: Tensor, index_N: Tensor, weights_N: Tensor | None, table: Tensor) -> Tensor:
+    """Weighted sums of rows of a table, one for each stretch of the pairs; 0 for an empty one."""
+    return embedding_bag(index_N, table, starts, mode="sum", per_sample_weights=weights_N, include_last_offset=True)
+
+
 class _Encode(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x_BD: Tensor, W_enc: Tensor, b_enc: Tensor, pre_BM: Tensor, active: Active) -> Tensor:
+    def forward(ctx: Any, x_BD: Tensor, W_enc: Tensor, b_enc: Tensor, values_N: Tensor, active: Active) -> Tensor:
         ctx.save_for_backward(x_BD, W_enc)
         ctx.active = active
-        return pre_BM[active.row, active.index]
+        return values_N.view_as(values_N)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_N: Tensor) -> tuple[Tensor | None, ...]:
         x_BD, W_enc = ctx.saved_tensors
-        grad_x = ctx.active.matrix(grad_N) @ W_enc.T if ctx.needs_input_grad[0] else None
-        bias = torch.bincount(ctx.active.index, grad_N, minlength=ctx.active.latents).to(grad_N.dtype)
-        return grad_x, (ctx.active.transposed(grad_N) @ x_BD).T, bias, None, None
+        active = ctx.active
+        grad_x = active.times(grad_N, W_enc.T) if ctx.needs_input_grad[0] else None
+        return grad_x, active.transposed_times(grad_N, x_BD).T, active.sums(grad_N), None, None
 
 
-def encode_at(x_BD: Tensor, W_enc: Tensor, b_enc: Tensor, pre_BM: Tensor, active: Active) -> Tensor:
-    """`(x @ W_enc + b_enc)` at the active pairs (N,), given its value `pre_BM`; gradients reach x, W_enc and b_enc."""
-    return _Encode.apply(x_BD, W_enc, b_enc, pre_BM.detach(), active)
+def encode_at(x_BD: Tensor, W_enc: Tensor, b_enc: Tensor, values_N: Tensor, active: Active) -> Tensor:
+    """`x @ W_enc + b_enc` at the active pairs, whose values (N,) are known; gradients reach x, W_enc and b_enc."""
+    return _Encode.apply(x_BD, W_enc, b_enc, values_N.detach(), active)
 
 
 class _Decode(torch.autograd.Function):
@@ -110,15 +143,14 @@ class _Decode(torch.autograd.Function):
     def forward(ctx: Any, values_N: Tensor, W_dec: Tensor, active: Active) -> Tensor:
         ctx.save_for_backward(values_N, W_dec)
         ctx.active = active
-        return active.matrix(values_N) @ W_dec
+        return active.times(values_N, W_dec)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_BD: Tensor) -> tuple[Tensor | None, ...]:
         values_N, W_dec = ctx.saved_tensors
-        pattern = ctx.active.matrix(torch.zeros_like(values_N))
-        grad_values = torch.sparse.sampled_addmm(pattern, grad_BD, W_dec.T, beta=0.0).values()
-        return grad_values, ctx.active.transposed(values_N) @ grad_BD, None
+        grad_W = ctx.active.transposed_times(values_N, grad_BD) if ctx.needs_input_grad[1] else None
+        return ctx.active.inner(grad_BD, W_dec), grad_W, None
 
 
 def decode_at(values_N: Tensor, W_dec: Tensor, active: Active) -> Tensor:
@@ -135,7 +167,7 @@ class _AtPairs(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_N: Tensor) -> tuple[Tensor | None, ...]:
-        return torch.bincount(ctx.active.index, grad_N, minlength=ctx.active.latents).to(grad_N.dtype), None
+        return ctx.active.sums(grad_N), None
 
 
 def at_pairs(each_M: Tensor, active: Active) -> Tensor:

@@ -11,9 +11,11 @@ import torch
 from torch import Tensor
 
 from pipeline.saes import kernels
-
+from pipeline.saes.product import masked, product
 
 _NONE = torch.empty(0, dtype=torch.bool)
+_SAMPLE = 64
+"""Rows by which the share of active latents is judged: counting all costs as much as a sparse product."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,29 +38,46 @@ class Latents:
 
     def decode(self, W_dec: Tensor) -> Tensor:
         """`f @ W_dec` (B, E)."""
-        return self.values @ W_dec if self.active is None else kernels.decode_at(self.values, W_dec, self.active)
+        return product(self.values, W_dec) if self.active is None else kernels.decode_at(self.values, W_dec, self.active)
+
+    def between(self, low: int, high: int) -> "Latents":
+        """Those of latents low..high-1 alone, which become 0..high-low-1."""
+        if self.active is None:
+            return Latents(self.values[:, low:high], None, self.mask_BM[:, low:high])
+        active, inside_N = self.active.between(low, high)
+        return Latents(self.values[inside_N], active, _NONE)
 
     def fired(self) -> Tensor:
         """In how many rows each latent is not zero (M,)."""
-        values = self.values.detach()
-        return (values != 0).sum(0) if self.active is None else self.active.count(values != 0)
+        fires = self.values.detach() != 0
+        return fires.view(torch.int8).sum(0, dtype=torch.int32).long() if self.active is None else self.active.count(fires)
 
 
 def where(mask_BM: Tensor, x_BD: Tensor, W_enc: Tensor, b_enc: Tensor, pre_BM: Tensor) -> Latents:
-    """Pre-activations where a mask is true. `pre_BM` is `x @ W_enc + b_enc`; gradients reach x, W_enc and b_enc."""
-    if kernels.pays(int(mask_BM.sum()), *mask_BM.shape):
-        return at(kernels.Active.where(mask_BM), x_BD, W_enc, b_enc, pre_BM)
-    return Latents(pre_BM * mask_BM, None, mask_BM)
+    """Pre-activations where a mask is true. `pre_BM` is the value of `x @ W_enc + b_enc`; gradients reach x, W_enc and b_enc, not it."""
+    sample = mask_BM[:: max(1, len(mask_BM) // _SAMPLE)]
+    if kernels.pays(int(sample.sum()), *sample.shape):
+        return _sparse(kernels.Active.where(mask_BM), x_BD, W_enc, b_enc, pre_BM)
+    return Latents(masked(x_BD, W_enc, b_enc, pre_BM, mask_BM), None, mask_BM)
+
+
+def at(active: kernels.Active, x_BD: Tensor, W_enc: Tensor, b_enc: Tensor, pre_BM: Tensor) -> Latents:
+    """Pre-activations at some pairs, as `where`."""
+    if kernels.pays(len(active.index), *pre_BM.shape):
+        return _sparse(active, x_BD, W_enc, b_enc, pre_BM)
+    mask_BM = torch.zeros_like(pre_BM, dtype=torch.bool).index_put_((active.row, active.index), torch.tensor(True, device=pre_BM.device))
+    return Latents(masked(x_BD, W_enc, b_enc, pre_BM, mask_BM), None, mask_BM)
 
 
 def chosen(index_BK: Tensor, x_BD: Tensor, W_enc: Tensor, b_enc: Tensor, pre_BM: Tensor) -> Latents:
     """Pre-activations of K latents in each row, as `where`."""
-    if kernels.pays(index_BK.numel(), *pre_BM.shape):
-        return at(kernels.Active.chosen(index_BK, pre_BM.shape[1]), x_BD, W_enc, b_enc, pre_BM)
-    mask_BM = torch.zeros_like(pre_BM, dtype=torch.bool).scatter(1, index_BK, True)
-    return Latents(pre_BM * mask_BM, None, mask_BM)
+    return at(kernels.Active.chosen(index_BK, pre_BM.shape[1]), x_BD, W_enc, b_enc, pre_BM)
 
 
-def at(active: kernels.Active, x_BD: Tensor, W_enc: Tensor, b_enc: Tensor, pre_BM: Tensor) -> Latents:
-    """Pre-activations at some pairs, sparse."""
-    return Latents(kernels.encode_at(x_BD, W_enc, b_enc, pre_BM, active), active, _NONE)
+def known(active: kernels.Active, values_N: Tensor, x_BD: Tensor, W_enc: Tensor, b_enc: Tensor) -> Latents:
+    """Pre-activations at some pairs, whose values are known."""
+    return Latents(kernels.encode_at(x_BD, W_enc, b_enc, values_N, active), active, _NONE)
+
+
+def _sparse(active: kernels.Active, x_BD: Tensor, W_enc: Tensor, b_enc: Tensor, pre_BM: Tensor) -> Latents:
+    return known(active, pre_BM.detach()[active.row, active.index], x_BD, W_enc, b_enc)

@@ -2,12 +2,11 @@
 
 - the penalty counts a latent by the norm of its decoder row (Conerly et al. 2024, "Update on how we train SAEs"), and the decoder is
   free; or it is the plain sum of the latents, with decoder rows of norm 1 (Bricken et al.) or free (the published pointer recipe)
-- the error is a share of the activations' variance, so that `l1` does not depend on their scale; or, as published, the
-  squared error per element
+- the error is a share of the activations' variance and the penalty one of its root, so that `l1` does not depend on their scale; or, as
+  published, the squared error per element and the penalty as it is
 - once few latents are active, only the encoder's product is dense (kernels.py)
 """
 
-import torch
 from torch import Tensor
 
 from pipeline.saes import latents
@@ -28,7 +27,9 @@ class Module(SAE):
         f = latents.where(pre_BM.detach() > 0, centred_BD, self.W_enc, self.b_enc, pre_BM)
         squared = (self.reconstruct(f, x_BD) - y_BE).square().sum()
         rows = len(x_BD)
-        error = error_share(squared, rows, at.variance) if self.spec.error == "variance" else squared / y_BE.numel()
-        norm_M = self.W_dec.norm(dim=1) if self.spec.penalty == "decoder-norm" else torch.ones_like(self.b_enc)
-        l1 = (f.values * f.spread(norm_M)).sum() / rows
+        weighted = f.values * f.spread(self.W_dec.norm(dim=1)) if self.spec.penalty == "decoder-norm" else f.values
+        if self.spec.error == "variance":
+            error, l1 = error_share(squared, rows, at.variance), weighted.sum() / (rows * at.variance**0.5)
+        else:
+            error, l1 = squared / y_BE.numel(), weighted.sum() / rows
         return Losses(error + at.sparsity * self.spec.l1 * l1, {"error": error, "l1": l1}, f.fired(), squared)

@@ -1,96 +1,171 @@
-"""Trains one SAE on one hook: a run is a function of (store, spec, seed)."""
+"""Trains SAEs on one read of a store: one, or several that differ in what a batch does to them."""
+
+import os
+import time
+from contextlib import closing, nullcontext
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
 
 import torch
+from torch import Tensor
 
-from pipeline.activations.loader import ActivationLoader
+from pipeline.activations.loader import ActivationLoader, Position
 from pipeline.activations.store import ActivationStore, Column
 from pipeline.artifacts.errors import UserError
-from pipeline.console import progress
-from pipeline.saes.base import SAE, Losses, Step
+from pipeline.console import progress, say
+from pipeline.saes import checkpoint, normalise
+from pipeline.saes.base import SAE
+from pipeline.saes.held_out import HeldOut
+from pipeline.saes.run import Data, Run
+from pipeline.saes.sample import sample
 from pipeline.study.sae import SAE as Spec
-from pipeline.training.curve import Curve
-from pipeline.training.optimizer import ScheduledAdamW
+from pipeline.training.device import device, has_bfloat16
+from pipeline.training.processes import ALONE, Group
+from pipeline.training.snapshot import Snapshots, under
+from pipeline.training.tracking import Tracker
 
-POINTS = 50
-"""Rows in a training curve."""
+SAMPLE = 2**15
+"""Rows of the train store that a geometric median is taken of (32,768 in Gao et al. 2024), and that dead latents are resampled from."""
 SPARSITY_ROWS = 2**17
 """Rows of the train store, from its start, over which firing frequencies are counted."""
 
 
-def train(sae: SAE, spec: Spec, store: ActivationStore, hook: str) -> Curve:
-    """Trains `sae` in place as `spec` (a study's SAE spec) says. Raises UserError when the loss is not finite."""
+@dataclass(frozen=True)
+class Source:
+    """The rows of a hook that SAEs learn from, and those of the hook that is predicted: the same one, unless they are transcoders."""
+
+    store: ActivationStore
+    hook: str
+    output: str
+    validation: ActivationStore | None = None
+    _measured: dict[int, HeldOut] = field(default_factory=dict)
+
+    @property
+    def hooks(self) -> list[str]:
+        return list(dict.fromkeys([self.hook, self.output]))
+
+    def sample(self) -> tuple[Tensor, Tensor]:
+        """A fixed sample of the rows, and of what is predicted."""
+        found = sample(self.store, self.hooks, SAMPLE, device())
+        return found[self.hook], found[self.output]
+
+    def held_out(self, count: int) -> HeldOut | None:
+        """Up to `count` rows of the validation split, read once; None without one."""
+        if self.validation is not None and count not in self._measured:
+            found = sample(self.validation, self.hooks, count, device())
+            self._measured[count] = HeldOut(found[self.hook], found[self.output])
+        return self._measured.get(count)
+
+
+def loader(source: Source, spec: Spec) -> ActivationLoader:
+    """The batches of a run."""
     settings = spec.training
-    if settings.lr is None:
-        settings = settings.model_copy(update={"lr": 2e-4 * (sae.W_dec.shape[0] / 2**14) ** -0.5})
-    loader = ActivationLoader(store, hook, settings.batch, spec.seed, settings.memory_mb)
-    variance = store.variance(hook)
-    if not variance > 0:
-        raise UserError(f"hook {hook} is constant over the train split: there is nothing to reconstruct")
-    sae.initialise(torch.from_numpy(store.mean(hook)).float())
-    steps = settings.epochs * loader.steps()
-    optimizer = ScheduledAdamW(sae, settings, steps)
-    curve, sums = Curve(), _Sums(sae.W_dec.shape[0])
-    every = max(1, steps // POINTS)
-    step = 0
-    with progress("training", steps) as bar:
-        for batch in loader.batches(epochs=settings.epochs):
-            x = batch[hook]
-            found = sae.losses(x, x, Step(variance))
-            found.total.backward()
-            optimizer.step()
-            step += 1
-            sums.add(found, len(x))
-            if step % every == 0 or step == steps:
-                row = sums.take(variance)
-                if not row["loss"] < float("inf"):
-                    raise UserError(f"training diverged: the loss is {row['loss']} after step {step}; lower training.lr")
-                curve.add(step=step, lr=optimizer.lr, **row)
-                bar.advance(0, f"loss {row['loss']:.5f}, FVE {row['fve']:.4f}, L0 {row['l0']:.1f}")
-            bar.advance()
-    if not all(parameter.isfinite().all() for parameter in sae.parameters()):
-        raise UserError("training diverged: the weights are not finite after the last step; lower training.lr")
-    return curve
+    return ActivationLoader(source.store, source.hooks, settings.batch, spec.seed, settings.memory_mb, device())
 
 
-class _Sums:
-    """What happened since the last row of the curve."""
+def begun(sae: SAE, spec: Spec, source: Source, batches: ActivationLoader, group: Group = ALONE) -> Run:
+    """A run before its first step. Raises UserError when it cannot be as `spec` says."""
+    settings, store = spec.training, source.store
+    if settings.precision == "bfloat16" and not has_bfloat16(device()):
+        raise UserError("training.precision: this machine has no products in bfloat16; give float32")
+    if source.validation is None and (name := settings.held_out()):
+        raise UserError(f"training.{name}: goes by a loss on held-out rows, and the activations have no `validation` split")
+    steps = settings.epochs * batches.steps()
+    if late := [step for step in settings.snapshots if step > steps]:
+        raise UserError(f"training.snapshots: {late[0]:,} is after the last step, {steps:,}")
+    inputs, variance = normalise.units(store, source.hook, spec.normalise, device())
+    outputs = inputs
+    if source.output != source.hook:
+        outputs, variance = normalise.units(store, source.output, spec.normalise, device())
+    centre = torch.zeros(len(outputs.shift), device=device())
+    if spec.b_dec == "mean":
+        centre = outputs.apply(torch.from_numpy(store.mean(source.output)).float().to(device()).unsqueeze(0)).squeeze(0)
+    elif spec.b_dec == "geometric-median":
+        centre = normalise.geometric_median(outputs.apply(source.sample()[1]))
+    data = Data(inputs, outputs, variance, centre, settings.epochs * batches.rows, steps)
+    return Run(sae, spec, data, group, source.held_out(settings.validate_on) if group.first else None, source.sample)
 
-    def __init__(self, latents: int) -> None:
-        self.latents = latents
-        self.clear()
 
-    def clear(self) -> None:
-        self.rows = self.steps = 0
-        self.parts: dict[str, torch.Tensor] = {}
-        self.fired = torch.zeros(self.latents, dtype=torch.int64)
-        self.squared = torch.zeros((), dtype=torch.float64)
+def train(
+    runs: dict[str, Run],
+    source: Source,
+    batches: ActivationLoader,
+    snapshots: Snapshots | None = None,
+    trackers: dict[str, Tracker | None] | None = None,
+) -> None:
+    """Takes runs, by name, to their end, from where a snapshot stands. They share the batches: seed, size and epochs are the same. Raises
+    UserError when one of them goes wrong and its settings say to stop."""
+    one = next(iter(runs.values()))
+    group, epochs, position = one.group, one.settings.epochs, Position()
+    if snapshots and (stored := snapshots.load()):
+        position = _restore(runs, *stored)
+    elif snapshots and group.first:
+        snapshots.clear()
+    if group.first:
+        for window in sorted({run.window for run in runs.values()}):
+            say(f"a latent is dead when it has not fired in {window:,} rows, {window / one.data.rows:.0%} of the run")
+    done = max(run.at.step for run in runs.values())
+    with (
+        progress("training" if len(runs) == 1 else f"training {len(runs)} SAEs", one.data.steps, done=done)
+        if group.first
+        else nullcontext() as bar,
+        closing(batches.batches(position, epochs)) as passing,  # type: ignore[type-var]
+    ):
+        begun_at, rows = time.perf_counter(), 0
+        for batch in passing:
+            rows += len(batch)
+            for name, run in runs.items():
+                if run.at.ended:
+                    continue
+                row = run.step(batch[source.hook], batch[source.output])
+                if run.at.step in run.settings.snapshots and snapshots and group.first:
+                    _keep(run, snapshots.folder / name)
+                if row and bar:
+                    bar.advance(0, _note(row, name if len(runs) > 1 else ""))
+                if row and (tracker := (trackers or {}).get(name)):
+                    tracker.log(row, {"rows_per_second": rows / (time.perf_counter() - begun_at)})
+            if bar:
+                bar.advance()
+            if all(run.at.ended for run in runs.values()):
+                return
+            if snapshots and group.said(snapshots.due()):
+                _save(runs, snapshots, batch.after)
 
-    @torch.no_grad()
-    def add(self, found: Losses, rows: int) -> None:
-        self.rows += rows
-        self.steps += 1
-        for name, value in {"loss": found.total, **found.parts}.items():
-            self.parts[name] = self.parts.get(name, torch.zeros(())) + value.detach()
-        self.fired += found.fired_M
-        self.squared += found.squared_error.detach()
 
-    def take(self, variance: float) -> dict[str, float]:
-        row = {name: value.item() / self.steps for name, value in self.parts.items()}
-        row |= {
-            "fve": 1 - self.squared.item() / self.rows / variance,
-            "l0": self.fired.sum().item() / self.rows,
-            "dead": (self.fired == 0).double().mean().item(),
-        }
-        self.clear()
-        return row
+def _note(row: dict[str, float], name: str) -> str:
+    fve = f"held-out FVE {row['validation_fve']:.4f}" if "validation_fve" in row else f"FVE {row['fve']:.4f}"
+    return f"{name and name + ': '}loss {row['loss']:.5f}, {fve}, L0 {row['l0']:.1f}, dead {row['dead']:.1%}"
+
+
+def _keep(run: Run, folder: Path) -> None:
+    """Keeps the weights of a stated step until the run is published."""
+    folder.mkdir(parents=True, exist_ok=True)
+    file = folder / f"step_{run.at.step}.safetensors"
+    beside = file.with_suffix(f".{os.getpid()}.part")
+    checkpoint.write_weights(beside, run.folded())
+    beside.replace(file)
+
+
+def _save(runs: dict[str, Run], snapshots: Snapshots, position: Position) -> None:
+    tensors = {f"{name}/{key}": value for name, run in runs.items() for key, value in run.tensors().items()}
+    if next(iter(runs.values())).group.first:
+        at: dict[str, Any] = {name: vars(run.at) for name, run in runs.items()}
+        snapshots.save(tensors, {"position": [position.epoch, position.batch], "runs": at})
+
+
+def _restore(runs: dict[str, Run], tensors: dict[str, Tensor], values: dict[str, Any]) -> Position:
+    for name, run in runs.items():
+        run.restore(under(f"{name}/", tensors), values["runs"][name])
+    return Position(*values["position"])
 
 
 @torch.no_grad()
-def log_sparsity(sae: SAE, column: Column, batch: int) -> torch.Tensor:
+def log_sparsity(sae: SAE, column: Column, batch: int) -> Tensor:
     """log10 of each latent's firing frequency plus 1e-10 (M,), as SAELens writes it; over rows that are not flagged."""
     rows = 0
-    fired = torch.zeros(sae.W_dec.shape[0], dtype=torch.int64)
+    fired_M = torch.zeros(len(sae.W_dec), dtype=torch.int64, device=sae.W_dec.device)
     for x in column.batches(batch, SPARSITY_ROWS):
         rows += len(x)
-        fired += (sae.encode(torch.from_numpy(x)) != 0).sum(0)
-    return torch.log10(fired.double() / rows + 1e-10).float()
+        fired_M += (sae.encode(torch.from_numpy(x).to(fired_M.device)) != 0).sum(0)
+    return torch.log10(fired_M.double() / rows + 1e-10).float().cpu()

@@ -63,7 +63,7 @@ def _trained(
     with processes.joined() as group:
         stored = snapshots.load()
         objectives = checkpoint.objectives(settings, model)
-        with tracker(name, spec, group.first, fresh=stored is None) as shown:
+        with tracker(f"models/{name}", spec, group.first, fresh=stored is None) as shown:
             run = Run(model, settings, splits["train"], splits.get("validation"), objectives, group)
             if stored:
                 run.restore(*stored)

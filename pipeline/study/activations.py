@@ -1,11 +1,13 @@
 """What is recorded of a model."""
 
 import re
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, Field, model_validator
 
 from pipeline.study.base import Count, Distinct, Name, Number, Spec
+from pipeline.study.chunk_sizes import INDEX_CHUNK, row_bytes, undivided, wanted
 from pipeline.study.faults import Path, not_among, raised
 
 Split = Literal["train", "validation", "test"]
@@ -54,14 +56,15 @@ class Activations(Spec):
     """Rows in a chunk, the unit that is read and checked; about 1 MiB of each hook when not given."""
     shard_rows: Count | None = None
     """Rows in a shard, the unit that is one file, a multiple of `chunk_rows`; when not given so many that there are about
-    64 shards, of 16 to 256 MiB of the widest hook."""
+    64 shards, of 16 to 256 MiB of the widest hook and at most 512 MiB of all hooks."""
     threads: Count = 2
     """Compute threads of each job."""
     jobs: Annotated[Count, Field(le=1000)] = 1
     """Jobs that share the harvest of one split. They change no byte of it; yet where a study is finished, another number makes Snakemake
     run what follows again, unless `snakemake --until seal_store` runs first."""
     memory_mb: Count = 4096
-    """Most memory of a job for rows on their way to the disk. It changes no byte."""
+    """Most memory of a job for what the hooks put out: one batch (on the processor), and rows on their way to the disk. It changes no
+    byte."""
     location: Annotated[str, AfterValidator(_address)] | None = None
     """Where stores lie instead of in results/: an address such as `s3://bucket/prefix`. Keys and endpoint come from the usual
     AWS_ variables."""
@@ -83,6 +86,13 @@ class Activations(Spec):
         if faults:
             raise raised(faults)
         return self
+
+    def chunk_problem(self, widths: Mapping[str, int | None]) -> str | None:
+        """Why `shard_rows` has no good chunks, if so, for hooks of these widths; a hook whose width nobody knows yet is passed over."""
+        if self.shard_rows is None or self.chunk_rows:
+            return None
+        known = {hook: row_bytes(width, self.dtype, hook in self.sparse) for hook in self.hooks if (width := widths.get(hook))}
+        return undivided(self.shard_rows, {**{hook: wanted(size) for hook, size in known.items()}, "token": INDEX_CHUNK})
 
     def settings(self) -> dict[str, Any]:
         """What decides the bytes of a store."""

@@ -5,6 +5,7 @@ step reads and nothing else, so that a change elsewhere in the study reruns noth
 """
 
 import json
+import re
 from pathlib import PurePosixPath
 from types import SimpleNamespace
 from typing import Any
@@ -84,8 +85,8 @@ class Graph:
         return self.at("activations", "manifest.json").replace("{split}", split)
 
     def tracking(self) -> dict[str, Any]:
-        """Where curves are shown while models train."""
-        return {**self.study.file.tracking.model_dump(mode="json"), "folder": f"{self.root}/logs/models"}
+        """Where curves are shown while models and SAEs train."""
+        return {**self.study.file.tracking.model_dump(mode="json"), "folder": f"{self.root}/logs"}
 
     def code_of(self, stage: str, wildcards: Any) -> str:
         """Digests of the modules of the kind that `wildcards` names: a dataset's, a model's architecture and objectives, or an SAE's
@@ -106,6 +107,53 @@ class Graph:
     def sae_of(self, wildcards: Any) -> SAE:
         """The SAE variant that `wildcards` names."""
         return self.study.saes[wildcards.activations, wildcards.hook, wildcards.sae]
+
+    def output_of(self, wildcards: Any) -> str:
+        """The hook that an SAE predicts: the one that it reads, unless it is a transcoder."""
+        sae = self.sae_of(wildcards)
+        return sae.outputs[sae.hooks.index(wildcards.hook)] if sae.hooks and sae.outputs else wildcards.hook
+
+    def validation_manifest(self, wildcards: Any) -> list[str]:
+        """Manifest of the store on which SAEs are measured while they are trained, where there is one."""
+        recorded = "validation" in self.harvest_of(wildcards).splits
+        return [self.store_manifest("validation").format(activations=wildcards.activations)] if recorded else []
+
+    def together(self) -> list[list[str]]:
+        """Names of SAE variants that are trained in one job, on each of their hooks: those of an entry that share what decides their
+        batches, where it says so."""
+        found: dict[tuple, list[str]] = {}
+        for (_, _, name), spec in self.study.saes.items():
+            if spec.train_together:
+                group = found.setdefault((self.study.families[name], *spec.batches()), [])
+                group += [name] if name not in group else []
+        return [group for group in found.values() if len(group) > 1]
+
+    def alone(self) -> str:
+        """A pattern of the names of all other variants."""
+        names = "|".join(re.escape(name) for group in self.together() for name in group)
+        return f"(?!({names})(/|$))[A-Za-z0-9._=+-]+" if names else r"[A-Za-z0-9._=+-]+"
+
+    def cores_of_sae(self, wildcards: Any, name: str | None = None) -> int:
+        """Cores of the job that trains the SAE that `wildcards` names, or this variant on the same hook."""
+        spec = self.sae_of(wildcards if name is None else self._variants(wildcards, [name])[0])
+        return spec.threads * spec.training.processes
+
+    def memory_of_saes(self, wildcards: Any, attempt: int, names: list[str]) -> int:
+        """Memory, in MB, of the job that trains some variants together: one copy of the rows, and each its weights."""
+        spec = self.sae_of(self._variants(wildcards, names)[0])
+        return (1500 + 2 * spec.training.memory_mb + 500 * len(names)) * attempt
+
+    def code_of_saes(self, wildcards: Any, names: list[str]) -> str:
+        """Digests of the modules of their architecture."""
+        return self.code_of("sae", self._variants(wildcards, names)[0])
+
+    def spec_of_saes(self, wildcards: Any, names: list[str]) -> str:
+        """The settings of the step that trains them, as canonical JSON."""
+        return canonical({one.sae: self._sae(one) for one in self._variants(wildcards, names)})
+
+    def _variants(self, wildcards: Any, names: list[str]) -> list[Any]:
+        """The wildcards of some SAE variants on the hook that `wildcards` names."""
+        return [SimpleNamespace(activations=wildcards.activations, hook=wildcards.hook, sae=name) for name in names]
 
     def harvest_of(self, wildcards: Any) -> Activations:
         """The settings of the activations that `wildcards` names."""
@@ -203,23 +251,27 @@ class Graph:
         return {"jobs": spec.jobs, "location": location}
 
     def _sae(self, wildcards: Any) -> dict:
-        return {**self.sae_of(wildcards).settings(), "hook": wildcards.hook, "metadata": {"model_name": self.model_of(wildcards)}}
+        spec = self.sae_of(wildcards)
+        own = {**spec.settings(), "hook": wildcards.hook, "metadata": {"model_name": self.model_of(wildcards)}}
+        output = self.output_of(wildcards)
+        return {**own, "outputs": [output], "output": output} if spec.outputs else own
 
     def _evaluation(self, wildcards: Any) -> dict:
-        return {**self.study.file.evaluation.model_dump(mode="json"), "hook": wildcards.hook}
+        return {**self.study.file.evaluation.model_dump(mode="json"), "hook": wildcards.hook, "output": self.output_of(wildcards)}
 
     def _features(self, wildcards: Any) -> dict:
-        return {**self.study.file.features.model_dump(mode="json"), "hook": wildcards.hook}
+        return {**self.study.file.features.model_dump(mode="json"), "hook": wildcards.hook, "output": self.output_of(wildcards)}
 
     def _probe(self, wildcards: Any) -> dict:
         assert self.study.file.probe is not None
         return {**self.study.file.probe.model_dump(mode="json"), "hook": wildcards.hook}
 
     def _entries(self) -> dict[str, dict[str, str]]:
-        """The entry of the study that each variant of a model, and of activations, belongs to."""
+        """The entry of the study that each variant of a model, of activations, and of an SAE, belongs to."""
         study = self.study
         return {
             "models": {variant: study.families[variant] for variant in study.models},
+            "saes": {variant: study.families[variant] for _, _, variant in study.saes},
             "activations": {variant: harvest.entry for variant, harvest in study.activations.items()},
         }
 

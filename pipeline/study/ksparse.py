@@ -1,5 +1,7 @@
 """What architectures share that keep a number of latents."""
 
+from typing import Literal
+
 from pipeline.study.base import Count, Fraction, NonNegative
 from pipeline.study.sae import SAE
 
@@ -15,6 +17,11 @@ class KSparse(SAE):
     """Share of the run in which k falls from `k_start`, linearly."""
     auxk: NonNegative = 1 / 32
     """Weight of the loss by which dead latents learn (AuxK, Gao et al. 2024)."""
+
+    def k_at(self, share: float) -> int | None:
+        if self.k_start is None or share >= self.k_anneal:
+            return self.k
+        return round(self.k_start + (self.k - self.k_start) * share / self.k_anneal)
 
     def problems(self, width: int) -> list[str]:
         latents = self.latents or 8 * width

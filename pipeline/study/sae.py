@@ -4,7 +4,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
-from pipeline.study.base import Count, Distinct, Fraction, Name, Positive, Seed, Share, Spec
+from pipeline.study.base import Count, Distinct, Fraction, Name, Number, Positive, Seed, Share, Spec
 from pipeline.study.training import Optimizer, Schedule
 
 
@@ -26,10 +26,10 @@ class SAETraining(Optimizer):
     """Share of the run in which a sparsity penalty rises from 0."""
     dead_tokens: Count = 10_000_000
     """A latent is dead when it has fired in none of so many rows, or of `dead_share` of the run where that is less."""
-    dead_share: Annotated[float, Field(gt=0, le=1)] = 0.2
+    dead_share: Annotated[float, Number, Field(gt=0, le=1)] = 0.2
     resample: Annotated[list[Share], Distinct] = []
     """Points of the run, as shares of its steps, at which dead latents are given directions of rows that are reconstructed badly
-    (Bricken et al. 2023)."""
+    (Bricken et al. 2023). None is dead before the window of `dead_share` is over."""
     points: Count = 50
     """Rows in the training curve, each with what is measured on held-out rows."""
     validate_on: Count = 2**13
@@ -44,7 +44,26 @@ class SAETraining(Optimizer):
     """What a run does whose loss is no longer finite, or whose L0 did not move under a sparsity penalty: end with an error, or say so and
     go on with the last good weights."""
     processes: Count = 1
-    """Processes that share each batch (torchrun)."""
+    """Processes that share each batch (torchrun), on one machine."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if self.processes > self.batch:
+            raise ValueError(f"processes: {self.processes} cannot share batches of {self.batch} rows")
+        return self
+
+    def for_latents(self, latents: int) -> Self:
+        """The same with a learning rate."""
+        return self if self.lr is not None else self.model_copy(update={"lr": 2e-4 * (latents / 2**14) ** -0.5})
+
+    def window(self, rows: int) -> int:
+        """Rows without a fire after which a latent is dead, in a run of so many."""
+        return max(1, min(self.dead_tokens, int(self.dead_share * rows)))
+
+    def held_out(self) -> str | None:
+        """A setting that takes a validation split, where one is given."""
+        taken = {"keep": self.keep == "best", "stop_after": self.stop_after is not None, "schedule": self.schedule.shape == "plateau"}
+        return next((name for name, given in taken.items() if given), None)
 
 
 class Normalise(Spec):
@@ -92,8 +111,8 @@ class SAE(Spec):
     threads: Count = 1
     """Compute threads. Part of the result: another number changes floating-point sums."""
     train_together: bool = False
-    """Whether the variants of this entry that share a seed are trained in one job, on one read of the store. The weights are those of
-    separate training; a change of one variant then trains all of them again."""
+    """Whether the variants of this entry that share seed, batch, epochs, memory, threads and processes are trained in one job, on one
+    read of the store. The weights are those of separate training; a change of one variant trains all of its job again."""
     training: SAETraining = SAETraining()
     sweep: dict[str, list[Any]] = {}
     """Settings that vary: each key (dotted for nested ones) with its values; every combination is a variant."""
@@ -114,6 +133,26 @@ class SAE(Spec):
         if self.subtract_b_dec:
             raise ValueError("subtract_b_dec: of a transcoder, b_dec is in the space of its output and cannot be subtracted from its input")
         return self
+
+    def batches(self) -> tuple[int, ...]:
+        """What decides the batches of a run, and how it computes: the same in all variants that are trained together."""
+        settings = self.training
+        return self.seed, self.threads, settings.batch, settings.epochs, settings.memory_mb, settings.processes
+
+    def k_at(self, share: float) -> int | None:
+        """Latents that may fire for one input when this share of the run is over; None where no number is kept."""
+        return None
+
+    def penalised(self) -> bool:
+        """Whether a penalty in the loss is to make latents sparse."""
+        return False
+
+    def lacks(self, splits: list[str]) -> str | None:
+        """What is wrong with these settings on activations of these splits, as "setting: what"."""
+        name = self.training.held_out()
+        if name is None or "validation" in splits:
+            return None
+        return f"training.{name}: goes by a loss on held-out rows; add `validation` to `splits` of activations.{self.activations}"
 
     def problems(self, width: int) -> list[str]:
         """What is wrong with these settings on a hook of this width, as "setting: what"."""

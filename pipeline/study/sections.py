@@ -56,13 +56,13 @@ class Probe(Spec):
 
 
 class Tracking(Spec):
-    """Where the curves of models are shown while they train, besides the logs. It decides no byte of a result; the packages come
+    """Where the curves of models and SAEs are shown while they train, besides the logs. It decides no byte of a result; the packages come
     with `pip install 'saeflow[tracking]'`."""
 
     tensorboard: bool = False
-    """Writes events for TensorBoard to results/<study>/logs/models/<model>/tensorboard."""
+    """Writes events for TensorBoard to results/<study>/logs/, in the folder of the model or SAE."""
     wandb: Literal["off", "offline", "online"] = "off"
-    """Weights & Biases; `offline` writes to results/<study>/logs/models/<model>/wandb, for `wandb sync` later."""
+    """Weights & Biases; `offline` writes to the same folder, for `wandb sync` later."""
     project: str = "saeflow"
     """Project in Weights & Biases."""
 

@@ -13,6 +13,7 @@ from pipeline.study.kinds import TAGS, kinds
 from pipeline.study.like import resolved
 from pipeline.study.model import Model
 from pipeline.study.sae import SAE
+from pipeline.study.sae_faults import sae_faults
 from pipeline.study.sections import Evaluation, Features, Probe, Report, Tracking
 from pipeline.study.sweep import variants
 
@@ -206,13 +207,7 @@ def _connect(
             if sae.activations not in file.activations:
                 continue
             recorded = file.activations[sae.activations]
-            for position, hook in enumerate(sae.hooks or ()):
-                if hook not in recorded.hooks:
-                    faults.append(
-                        Fault(
-                            ("saes", entry, "hooks", position), not_among(hook, recorded.hooks, f"a hook of activations.{sae.activations}")
-                        )
-                    )
+            faults += sae_faults(entry, sae, recorded, models.get(recorded.model, {}).values())
             for needed, purpose in (
                 ("train", "SAEs are trained on"),
                 (file.evaluation.split, "evaluation.split names"),
@@ -246,6 +241,8 @@ def _check_harvest(
         for position, hook in enumerate(spec.hooks):
             if problem := _hook_problem(model, hook, spec.model):
                 faults.append(Fault(("activations", entry, "hooks", position), problem))
+        if problem := spec.chunk_problem(model.hooks() or {}):
+            faults.append(Fault(("activations", entry, "shard_rows"), problem))
         dataset = datasets.get(model.dataset)
         for position, split in enumerate(spec.splits):
             if dataset and split not in dataset.splits():

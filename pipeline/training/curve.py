@@ -7,7 +7,7 @@ import pyarrow.parquet as pq
 
 
 class Curve:
-    """Rows of named numbers, all with the same names."""
+    """Rows of named numbers. One that a row lacks is null there."""
 
     def __init__(self, rows: list[dict[str, float]] | None = None) -> None:
         self.rows: list[dict[str, float]] = [] if rows is None else rows
@@ -18,4 +18,5 @@ class Curve:
 
     def write(self, path: Path) -> None:
         """Writes the rows as Parquet."""
-        pq.write_table(pa.Table.from_pylist(self.rows), path)
+        names = dict.fromkeys(name for row in self.rows for name in row)
+        pq.write_table(pa.table({name: [row.get(name) for row in self.rows] for name in names}), path)

@@ -12,6 +12,13 @@ def device() -> torch.device:
     return torch.device(name, int(os.environ.get("LOCAL_RANK", 0))) if name == "cuda" else torch.device(name)
 
 
+def has_bfloat16(where: torch.device) -> bool:
+    """Whether dense products in bfloat16 are there; others would be emulated, slower than float32."""
+    if where.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+
+
 def autocast(device: torch.device, precision: str) -> AbstractContextManager:
     """The context a forward runs in for `precision`, as a study says it."""
     return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16")

@@ -39,6 +39,13 @@ class ScheduledAdamW:
         self.adamw.zero_grad(set_to_none=True)
         self.step_number += 1
 
+    @torch.no_grad()
+    def forget(self, parameter: Tensor, axis: int, index: Tensor) -> None:
+        """Zeroes the moments of some entries of a parameter along a dimension: they begin anew."""
+        for name in ("exp_avg", "exp_avg_sq"):
+            if name in self.adamw.state[parameter]:
+                self.adamw.state[parameter][name].index_fill_(axis, index, 0.0)
+
     def tensors(self) -> dict[str, Tensor]:
         """Adam's state, by parameter number and name."""
         found = {}
@@ -52,4 +59,7 @@ class ScheduledAdamW:
         self.step_number = step
         for key, value in tensors.items():
             number, name = key.split(".", 1)
-            self.adamw.state[self.parameters[int(number)]][name] = value.clone()
+            parameter = self.parameters[int(number)]
+            # Fused kernels go through memory: a moment has to be laid out as its parameter is.
+            like = parameter if value.shape == parameter.shape else value
+            self.adamw.state[parameter][name] = torch.empty_like(like, dtype=value.dtype, requires_grad=False).copy_(value)

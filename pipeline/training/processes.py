@@ -77,8 +77,8 @@ class Group:
         return self.rank == 0
 
     def share(self, batch: Tensor) -> Tensor:
-        """This process' part of a batch that all of them have: an equal one, in order."""
-        return batch.chunk(self.size)[self.rank] if self.size > 1 else batch
+        """This process' part of a batch that all of them have, in order: equal ones, but for a row."""
+        return batch.tensor_split(self.size)[self.rank] if self.size > 1 else batch
 
     def said(self, value: float) -> float:
         """The first process' value."""
@@ -96,6 +96,34 @@ class Group:
         found = torch.stack([values[name].double() for name in names])
         dist.all_reduce(found)
         return dict(zip(names, found / self.size, strict=True))
+
+    def sum(self, value: Tensor) -> Tensor:
+        """The sum of `value` over the processes."""
+        if self.size == 1:
+            return value
+        found = value.detach().clone()
+        dist.all_reduce(found)
+        return found
+
+    @torch.no_grad()
+    def average(self, parameters: list[Tensor], share: float) -> None:
+        """Makes gradients those of the whole batch, of which this process has `share`: one exchange for all of them."""
+        if self.size == 1:
+            return
+        gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
+        flat = torch.cat([gradient.reshape(-1) for gradient in gradients]).mul_(share)
+        dist.all_reduce(flat)
+        for p, gradient, part in zip(parameters, gradients, flat.split([p.numel() for p in parameters]), strict=True):
+            p.grad = gradient.copy_(part.view(p.shape))
+
+    def joined(self, value: Tensor) -> Tensor:
+        """Values of all processes along the first dimension, in which they may differ."""
+        if self.size == 1:
+            return value
+        lengths = [int(one) for one in self.gathered(torch.tensor(len(value)))]
+        room = value.new_zeros(max(lengths), *value.shape[1:])
+        room[: len(value)] = value.detach()
+        return torch.cat([found[:length] for found, length in zip(self.gathered(room), lengths, strict=True)])
 
     def gathered(self, value: Tensor) -> list[Tensor]:
         """`value` of each process, in their order; all have the same shape."""

@@ -87,6 +87,17 @@ class Snapshots:
             say(f"{self.file}: not readable ({error}); discarded, the run starts at its beginning")
         return None
 
+    @property
+    def folder(self) -> Path:
+        """Where files of an unfinished run may lie beside its state."""
+        return self.file.parent
+
+    def clear(self) -> None:
+        """Removes what another run left beside its state."""
+        for left in self.folder.iterdir() if self.folder.is_dir() else ():
+            if left.is_dir():
+                shutil.rmtree(left)
+
     def remove(self) -> None:
         """Removes it: the run has published what it made."""
         shutil.rmtree(self.file.parent, ignore_errors=True)

@@ -36,6 +36,9 @@ def test_statistics_are_of_the_numbers_as_stored_and_of_rows_that_are_not_flagge
         np.testing.assert_allclose(store.covariance(hook), np.cov(exact.T, bias=True), rtol=1e-10, atol=1e-13)
     with pytest.raises(KeyError, match="no covariance of x is stored"):
         make_both(given, "without", dtype=dtype).covariance("x")
+    for ask in (store.mean, store.covariance):
+        with pytest.raises(KeyError, match="of z is stored; there are x, y"):
+            ask("z")
 
 
 def test_sizes_of_shards_change_statistics_by_rounding_alone(make_both):
@@ -150,6 +153,6 @@ def test_an_unknown_hook_is_told_of(make_both):
 def test_shards_of_another_harvest_are_not_sealed(tmp_path, make_table):
     dataset, settings = make_table(rows_of(21)), {"chunk_rows": 4, "shard_rows": 8}
     (part,) = [harvest_job(tmp_path / "store", Passing(), dataset, None, digest="of another study", **settings)]
-    with pytest.raises(DamagedArtifact, match=r"^.*sums/000000\.safetensors: of another harvest; repair: "):
+    with pytest.raises(DamagedArtifact, match=r"^.*sums/000000\.safetensors \(rows 0-7\): of another harvest; repair: "):
         sealed(tmp_path / "store", [{**part, "digest": "of this study"}], dataset, None, **settings)
     assert not (tmp_path / "store" / MANIFEST).exists()

@@ -1,5 +1,6 @@
 """No damage of a store passes for data: reading finds what it reads, `verify` finds all."""
 
+import errno
 import random
 import re
 import shutil
@@ -11,7 +12,10 @@ import pytest
 from pipeline.activations.store import ActivationStore
 from pipeline.artifacts.errors import DamagedArtifact, UserError
 from pipeline.artifacts.manifest import MANIFEST
+from pipeline.artifacts.storage import Folder, OpenFile
 from pipeline.commands.verify import verify
+from tests.activations.conftest import Both
+from tests.stores import harvest_job, sealed
 
 INDEX = ("token", "sequence", "position")
 UNREAD = re.compile(r"store\.zarr/(sinks/|statistics/([xy]/)?|y/(\d/)?)zarr\.json|sums/\d+\.outer\.safetensors")
@@ -219,3 +223,72 @@ def test_damage_after_the_first_look_is_found(store, name, damage):
     else:
         with pytest.raises(DamagedArtifact, match=r"\(rows 8-1[15] of .*repair: "):
             column.read(8, 12)
+
+
+EIO = "Input/output error"
+NAMES = ["store.zarr/x/c/1/0", "store.zarr/token/c/1", "store.zarr/y/1/values/c/0", "sums/000001.safetensors"]
+
+
+@pytest.fixture
+def bad_place(monkeypatch) -> set[str]:
+    """Names of files that lie where the disk is broken, until they are made anew."""
+    names: set[str] = set()
+
+    def check(name: str) -> None:
+        if name in names:
+            raise OSError(errno.EIO, EIO)
+
+    sha256, read, opened, remove, at = Folder.sha256, Folder.read, Folder.opened, Folder.remove, OpenFile.read_at
+
+    def remembered(self: Folder, name: str) -> OpenFile:
+        file = opened(self, name)
+        file.name = name  # type: ignore[attr-defined]
+        return file
+
+    monkeypatch.setattr(Folder, "sha256", lambda self, name: check(name) or sha256(self, name))
+    monkeypatch.setattr(Folder, "read", lambda self, name: check(name) or read(self, name))
+    monkeypatch.setattr(Folder, "opened", remembered)
+    monkeypatch.setattr(Folder, "remove", lambda self, name: names.discard(name) or remove(self, name))
+    monkeypatch.setattr(OpenFile, "read_at", lambda self, *given: check(self.name) or at(self, *given))
+    return names
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_place_where_the_disk_is_broken_is_named_with_hook_and_rows(make_both, bad_place, name):
+    folder = make_both(rows_of(0), covariance=["x"]).artifact.folder
+    bad_place.add(name)
+    found(folder, folder / name, rf"{about(name)}: could not be read \({EIO}\)")
+
+
+@pytest.mark.parametrize("name", NAMES[:3])
+def test_a_read_that_fails_once_is_told_without_a_repair(make_both, monkeypatch, name):
+    column = make_both(rows_of(0))[name.split("/")[1]]
+
+    def broken(*_):
+        raise OSError(errno.EIO, EIO)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(OpenFile, "read_at", broken)
+        with pytest.raises(UserError, match=rf"{column.name}/.* \(rows 8-1[15] of {column.name}\): could not be read \({EIO}\)$") as caught:
+            column.read(8, 12)
+        assert type(caught.value) is UserError
+    assert len(column.read(8, 12)) == 4
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_shard_that_the_disk_does_not_give_is_refused_by_sealing_and_made_again(tmp_path, make_tokens, bad_place, capsys, name):
+    dataset, settings = make_tokens(np.arange(22), 22), {"hooks": ["x", "y"], "sparse": ["y"], "chunk_rows": 4, "shard_rows": 8}
+
+    def harvest() -> dict:
+        return harvest_job(tmp_path / "store", Both(rows_of(0)), dataset, 5, **settings)
+
+    part = harvest()
+    bad_place.add(name)
+    with pytest.raises(DamagedArtifact) as caught:
+        sealed(tmp_path / "store", [part], dataset, 5, **settings)
+    is_named(str(caught.value), tmp_path / "store", tmp_path / "store" / name, rf"{about(name)}: could not be read \({EIO}\)")
+    capsys.readouterr()
+    assert harvest() == part
+    assert re.search(rf"{name} {about(name)}: could not be read \({EIO}\); made again", "".join(capsys.readouterr()))
+    sealed(tmp_path / "store", [part], dataset, 5, **settings)
+    verify(tmp_path / "store")

@@ -1,7 +1,9 @@
 """A store's bytes are as docs/activation-store.md says, and any library that reads Zarr v3 reads them."""
 
+import hashlib
 import json
 import math
+import re
 import struct
 from pathlib import Path
 
@@ -10,6 +12,7 @@ import numpy as np
 import pytest
 import tensorstore
 import zarr
+from safetensors import safe_open
 from safetensors.numpy import load_file
 
 from pipeline.activations import writer
@@ -181,3 +184,36 @@ def test_sums_hold_what_was_stored_and_a_checksum_of_each_chunk(make_both):
             here = bits[start : min(start + 4, span.stop)] * (given[start : min(start + 4, span.stop)] > 0)
             parts = [(here != 0).sum(1).astype("<i8"), here.nonzero()[1].astype("<u2"), here[here != 0]]
             assert sums["y.crc32c"][number] == google_crc32c.value(b"".join(part.tobytes() for part in parts))
+
+
+def test_what_a_sums_file_says_of_itself_is_as_the_page_says(make_both):
+    given = rows_of(21)
+    given[9] *= 1000
+    folder = make_both(given, covariance=["x"]).artifact.folder
+    files = set()
+    for shard, (start, stop) in enumerate([(0, 8), (8, 16), (16, 21)]):
+        for name, outer in ((f"{shard:06d}.safetensors", False), (f"{shard:06d}.outer.safetensors", True)):
+            with safe_open(folder / "sums" / name, "np") as file:
+                metadata, arrays = file.metadata(), {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+            assert metadata.keys() == {"about"}
+            digest, _, text = metadata["about"].partition(" ")
+            content = text.encode()
+            for key in sorted(arrays):
+                content += f"{key} {arrays[key].dtype.str} {arrays[key].shape}".encode() + arrays[key].tobytes()
+            assert digest == hashlib.sha256(content).hexdigest()
+            about = json.loads(text)
+            assert about.keys() == {"digest", "rows", "above"} | (set() if outer else {"files"})
+            assert about["rows"] == [start, stop]
+            types = {key: (value.dtype.str, value.shape) for key, value in arrays.items()}
+            hooks = {"sum": ("<f8", (5,)), "square": ("<f8", ()), "rows": ("<i8", ()), "stored": ("<i8", ())}
+            crc32c = dict.fromkeys(["x", "y", "token", "sequence", "position", "sinks/x", "sinks/y"], ("<u4", (-(-(stop - start) // 4),)))
+            own = {f"{hook}.{one}": kind for hook in ("x", "y") for one, kind in hooks.items()}
+            assert types == ({"x.outer": ("<f8", (5, 5))} if outer else {**own, **{f"{one}.crc32c": kind for one, kind in crc32c.items()}})
+            for path, entry in about.get("files", {}).items():
+                found = (folder / path).read_bytes()
+                said = {"size": len(found), "sha256": hashlib.sha256(found).hexdigest()}
+                assert {key: entry[key] for key in said} == said
+                assert entry["about"].startswith(f"rows {start}-{stop - 1} of ")
+            files |= about.get("files", {}).keys() | {f"sums/{name}"}
+    described = {name for name in json.loads((folder / "manifest.json").read_text())["files"] if re.search(r"/c/|/\d/|sums/", name)}
+    assert files == {name for name in described if "statistics" not in name}

@@ -1,6 +1,8 @@
 """Harvesting: every row once, in order; the bytes are a function of the model, the split and the spec; what is wrong stops it."""
 
 import shutil
+import threading
+import weakref
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +11,7 @@ import torch
 from harvests import HOOKS, SPEC, digests, gpt, ids
 from torch import nn
 
+import pipeline.activations.filling
 import pipeline.activations.harvest
 from pipeline.activations.layout import Layout
 from pipeline.activations.store import ActivationStore
@@ -217,6 +220,105 @@ def test_covariances_that_memory_does_not_suffice_for_are_refused(tmp_path, make
         harvest_job(tmp_path / "store", model, make_tokens(ids(), 11), 8, memory_mb=1, **rows)
 
 
+class Shaped(nn.Module):
+    """A model whose hook `x` is `make(inputs)`."""
+
+    def __init__(self, make) -> None:
+        super().__init__()
+        self.make = make
+
+    def forward(self, inputs, tap):
+        return tap("x", self.make(inputs))
+
+
+AXES = {
+    "heads before positions": lambda ids: torch.ones(len(ids), 2, ids.shape[1], 4),
+    "heads after positions": lambda ids: torch.ones(*ids.shape, 2, 4),
+    "positions before the batch": lambda ids: torch.ones(*ids.T.shape, 4),
+    "one output of a sequence": lambda ids: torch.ones(len(ids), 4),
+    "no width": lambda ids: torch.ones(ids.shape),
+}
+
+
+@pytest.mark.parametrize("axes", AXES)
+def test_a_hook_whose_rows_nobody_could_tell_apart_is_refused_before_the_first_byte(tmp_path, dataset, axes):
+    with pytest.raises(
+        UserError, match=r"^hook x: its output is \(.*\), and rows are made of \(batch, position, width\), here \(3, 8, any width\)$"
+    ):
+        harvest_job(tmp_path / "store", Shaped(AXES[axes]), dataset, 8, batch=3)
+    assert list((tmp_path / "store").iterdir()) == []
+
+
+def test_of_a_table_a_hook_has_one_position(tmp_path, make_table):
+    with pytest.raises(
+        UserError, match=r"^hook x: its output is \(3, 1, 2\), and rows are made of \(batch, width\), here \(3, any width\)$"
+    ):
+        harvest_job(tmp_path / "store", Shaped(lambda rows: rows[:, None]), make_table(np.ones((9, 2))), None)
+
+
+def test_a_batch_that_memory_does_not_suffice_for_is_refused_with_what_to_lower(tmp_path, make_tokens):
+    many = make_tokens(np.zeros(2**14 + 1), 11, "many")
+    wide = Shaped(lambda ids: torch.ones(*ids.shape, 64))
+    spec = {"chunk_rows": 64, "shard_rows": 64, "rows": 128}
+    with pytest.raises(UserError) as caught:
+        harvest_job(tmp_path / "store", wide, many, 8, batch=256, memory_mb=1, **spec)
+    assert str(caught.value) == (
+        "batch: what the hooks put out for one batch needs about 2 MiB, shards on their way to the disk 0 MiB, and memory_mb is 1; "
+        "lower batch, or raise memory_mb"
+    )
+    assert list((tmp_path / "store").iterdir()) == []
+    harvest_job(tmp_path / "store", wide, many, 8, batch=64, memory_mb=1, **spec)
+
+
+def test_the_outputs_of_one_batch_are_held_not_of_two(tmp_path, model, dataset):
+    alive = []
+
+    class Watched(Counting):
+        def forward(self, inputs, tap):
+            assert not [one for one in alive if one() is not None], "those of the batch before are still held"
+
+            def see(name, value):
+                made = tap(name, value.clone())
+                alive.append(weakref.ref(made))
+                return made
+
+            return super().forward(inputs, see)
+
+    harvest_job(tmp_path / "store", Watched(model), dataset, 8, **SPEC)
+    assert alive
+
+
+@pytest.mark.parametrize("special", [[], [0]])
+def test_rows_are_taken_from_a_batch_piece_by_piece(tmp_path, model, make_tokens, monkeypatch, special):
+    dataset, spec = make_tokens(ids(), 11, special=special), {**SPEC, "batch": 5, "sparse": HOOKS[:1]}
+    whole = digests(harvested(tmp_path / "whole", model, dataset, 8, **spec).artifact.folder)
+    taken = pipeline.activations.filling._taken
+
+    def watched(values, *given):
+        for some in taken(values, *given):
+            assert some.numel() <= max(100, values.shape[1])
+            yield some
+
+    monkeypatch.setattr(pipeline.activations.filling, "TAKEN", 100)
+    monkeypatch.setattr(pipeline.activations.filling, "_taken", watched)
+    assert digests(harvested(tmp_path / "pieces", model, dataset, 8, **spec).artifact.folder) == whole
+
+
+def pools() -> set[str]:
+    """Threads of executors; zarr keeps some of its own."""
+    return {thread.name for thread in threading.enumerate() if thread.name.startswith("ThreadPoolExecutor")}
+
+
+def test_no_thread_outlives_a_harvest(tmp_path, model, dataset, monkeypatch):
+    writers = []
+    before = pools()
+    start = pipeline.activations.harvest.ShardWriter.start
+    monkeypatch.setattr(pipeline.activations.harvest.ShardWriter, "start", lambda self: writers.append(self) or start(self))
+    harvest_job(tmp_path / "store", model, dataset, 8, **SPEC)
+    assert writers
+    assert pools() == before
+
+
 def test_a_sparse_hook_that_is_not_sparse_stops_before_it_fills_the_memory(tmp_path, make_table):
     class Filled(nn.Module):
         def forward(self, inputs, tap):
@@ -241,10 +343,48 @@ def test_a_disk_that_is_too_small_is_refused_before_the_first_byte(tmp_path, mod
     harvest_job(tmp_path / "store", model, dataset, 8, **SPEC)
 
 
-def test_no_more_is_held_than_the_layout_says(tmp_path, model, dataset, monkeypatch):
+@pytest.fixture
+def free(tmp_path, monkeypatch):
+    """Says how many bytes the disk has left."""
+    real = shutil.disk_usage(tmp_path)
+    return lambda count: monkeypatch.setattr(shutil, "disk_usage", lambda _: real._replace(free=count))
+
+
+def test_of_another_harvest_only_what_is_replaced_makes_room(tmp_path, model, dataset, free):
+    harvest_job(tmp_path / "store", model, dataset, 8, digest="another", **{**SPEC, "rows": 32})
+    free(0)
+    with pytest.raises(UserError, match="61 rows need about"):
+        harvest_job(tmp_path / "store", model, dataset, 8, **SPEC)
+    free(6_000)  # four shards of eight lie there, and all need more than 10,000
+    harvest_job(tmp_path / "store", model, dataset, 8, **SPEC)
+
+
+def test_what_other_jobs_have_written_needs_no_room(tmp_path, model, dataset, free):
+    for number in (1, 2):
+        harvest_job(tmp_path / "store", model, dataset, 8, number, 4, **SPEC)
+    (tmp_path / "store/sums/000005.safetensors").unlink()  # one that another job is writing
+    free(6_000)
+    harvest_job(tmp_path / "store", model, dataset, 8, 0, 4, **SPEC)
+    free(100)
+    with pytest.raises(UserError, match="21 rows need about"):
+        harvest_job(tmp_path / "store", model, dataset, 8, 3, 4, **SPEC)
+
+
+@pytest.mark.parametrize(("compression", "needed"), [("none", 10_700), ("zstd", 8_300), ("blosc", 7_900)])
+def test_compressed_hooks_are_taken_to_need_less_of_the_disk(tmp_path, model, dataset, free, compression, needed):
+    free(needed - 500)
+    with pytest.raises(UserError, match="make room"):
+        harvest_job(tmp_path / "store", model, dataset, 8, compression=compression, **SPEC)
+    free(needed + 500)
+    harvest_job(tmp_path / "store", model, dataset, 8, compression=compression, **SPEC)
+
+
+@pytest.mark.parametrize("cores", [1, 2])
+def test_no_more_is_held_than_the_layout_says(tmp_path, model, dataset, monkeypatch, cores):
+    monkeypatch.setattr(pipeline.activations.harvest, "_cores", lambda: cores)  # torch has one thread here
     held = []
-    whole = pipeline.activations.harvest._Filling.columns
-    filling = pipeline.activations.harvest._Filling
+    filling = pipeline.activations.harvest.Filling
+    whole = filling.columns
 
     def columns(self):
         found = whole(self)
@@ -255,7 +395,9 @@ def test_no_more_is_held_than_the_layout_says(tmp_path, model, dataset, monkeypa
     harvest_job(tmp_path / "store", model, dataset, 8, **SPEC)
     assert len(held) == 8
     places = {at for one in held for at in one.values()}
-    assert len(places) == 2 * len(HOOKS), "two shards of each hook are held, and the same memory is taken again"
+    assert len(places) == cores * len(HOOKS), (
+        "one shard of each hook fills, and one is written where that is beside; their memory is taken again"
+    )
     layout = Layout.of(
         61, {HOOKS[0]: 32, HOOKS[1]: 8}, {**SPEC, "dtype": "float32", "sparse": [], "compression": "none", "sinks_above": None}
     )

@@ -1,5 +1,7 @@
 """A harvest that is cut off goes on at the first shard that is not written, and ends in the bytes of one that never was."""
 
+import errno
+import importlib.metadata
 import multiprocessing
 import os
 import random
@@ -14,10 +16,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+import zarr
 from harvests import HOOKS, SPEC, digests, gpt, ids, made, published_gpt
 
+import pipeline.activations.harvest
+import pipeline.activations.seal
 from pipeline.artifacts.errors import UserError
 from pipeline.artifacts.manifest import MANIFEST, Artifact
+from pipeline.artifacts.storage import Folder
 from pipeline.steps import harvest, seal_store
 from pipeline.study.activations import Activations
 from tests.conftest import Lookup
@@ -174,6 +181,104 @@ def test_shards_of_another_harvest_are_not_taken_over(tmp_path, other):
     assert before.keys() == after.keys()
     assert not before.items() & after.items()
     assert digests(tmp_path / "store") == digests(tmp_path / "whole")
+
+
+def test_shards_that_another_processor_flagged_by_its_own_threshold_are_made_again(tmp_path, dataset, capsys, monkeypatch):
+    spec, folder = {**SPEC, "sinks_above": 1.2}, tmp_path / "store"
+    expected = digests(harvested(folder, gpt(), dataset, 8, **spec).artifact.folder)
+    median = pipeline.activations.harvest._median
+    with monkeypatch.context() as patch:
+        patch.setattr(pipeline.activations.harvest, "_median", lambda rows: median(rows) * 1.05)
+        harvest_job(folder, gpt(), dataset, 8, number=0, jobs=2, **spec)
+    capsys.readouterr()
+    before = made(folder)
+    part = harvest_job(folder, gpt(), dataset, 8, **spec)
+    told = capsys.readouterr().err.splitlines()
+    assert len(told) == 5
+    assert all(one.endswith("flagged by other thresholds, which another processor found; made again") for one in told[:4])
+    assert len(before.items() & made(folder).items()) == 4, "those that this one flagged are kept"
+    sealed(folder, [part], dataset, 8, **spec)
+    assert digests(folder) == expected
+
+
+@pytest.mark.parametrize("name", [f"store.zarr/{HOOKS[1]}/c/3/0", "sums/000003.safetensors"])
+def test_a_shard_that_the_disk_does_not_give_any_more_is_made_again(tmp_path, dataset, capsys, monkeypatch, name):
+    folder = tmp_path / "store"
+    expected = digests(harvested(folder, gpt(), dataset, 8, **SPEC).artifact.folder)
+    real = {way: getattr(Folder, way) for way in ("sha256", "read", "remove")}
+    bad = {name}
+
+    def failing(way):
+        def does(self, one):
+            if way == "remove":
+                bad.discard(one)
+            elif one in bad:
+                raise OSError(errno.EIO, os.strerror(errno.EIO), str(folder / one))
+            return real[way](self, one)
+
+        return does
+
+    for way in real:
+        monkeypatch.setattr(Folder, way, failing(way))
+    capsys.readouterr()
+    part = harvest_job(folder, gpt(), dataset, 8, **SPEC)
+    told = capsys.readouterr().err.splitlines()
+    assert len(told) == 2
+    assert re.fullmatch(rf"{folder}/{name} \(.*rows 24-31.*\): could not be read \(Input/output error\); made again", told[0])
+    sealed(folder, [part], dataset, 8, **SPEC)
+    assert digests(folder) == expected
+
+
+def test_a_file_that_was_not_written_is_no_part_that_may_be_left_out(tmp_path, dataset):
+    """As zarr leaves out chunks of zeros, were it told to: here all sequence numbers of the first shard are zero."""
+    with zarr.config.set({"array.write_empty_chunks": False}), pytest.raises(UserError) as caught:
+        harvest_job(tmp_path / "store", gpt(), dataset, 8, compression="zstd", **{**SPEC, "leave_out": "none"})
+    assert "store.zarr/sequence/c/0: was not written, at rows 0-7; the shards before stand" in str(caught.value)
+    assert not list((tmp_path / "store").glob("sums/*"))
+
+
+@pytest.mark.parametrize("chosen", [{"compression": "zstd"}, {"sparse": HOOKS[:1]}])
+def test_what_a_disk_makes_of_a_file_as_it_is_written_is_found(tmp_path, dataset, monkeypatch, chosen):
+    name = "zstd" if "compression" in chosen else "values"
+    path = f"store.zarr/{HOOKS[0]}/" + ("c/3/0" if name == "zstd" else "3/values/c/0")
+    write = Path.write_bytes
+
+    def flipped(self: Path, content) -> int:
+        if str(self).endswith(path):
+            content = bytes([content[0] ^ 1]) + bytes(content[1:])
+        return write(self, content)
+
+    monkeypatch.setattr(Path, "write_bytes", flipped)
+    part = harvest_job(tmp_path / "store", gpt(), dataset, 8, **SPEC, **chosen)
+    with pytest.raises(UserError, match=r"rows 24-31 of blocks\.0\.mlp_hidden\): the bytes differ from those written; repair: "):
+        sealed(tmp_path / "store", [part], dataset, 8, **SPEC, **chosen)
+
+
+def test_the_digest_tells_libraries_and_gpus_apart(tmp_path, make_tokens, monkeypatch):
+    model, dataset = published_gpt(tmp_path / "model"), make_tokens(ids(), 11)
+    found = [harvest._digest({}, model, dataset)]
+    for name in ("torch", "numpy", "zarr", "numcodecs"):
+        with monkeypatch.context() as patch:
+            patch.setattr(harvest, "version", lambda one, name=name: "0" if one == name else importlib.metadata.version(one))
+            found.append(harvest._digest({}, model, dataset))
+    for name in ("NVIDIA A100", "NVIDIA H100"):
+        with monkeypatch.context() as patch:
+            patch.setattr(harvest, "device", lambda: torch.device("cuda"))
+            patch.setattr(torch.cuda, "get_device_name", lambda _, name=name: name)
+            found.append(harvest._digest({}, model, dataset))
+    assert len(set(found)) == 7
+    assert harvest._digest({}, model, dataset) == found[0]
+
+
+def test_a_disk_that_is_full_when_a_job_is_done_ends_in_one_line(tmp_path, make_tokens, monkeypatch):
+    model, dataset = published_gpt(tmp_path / "model"), make_tokens(ids(), 11)
+
+    def full(path, value) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+
+    monkeypatch.setattr(pipeline.activations.seal, "write_json", full)
+    with pytest.raises(UserError, match=r"^.*/parts/0\.json: No space left on device; the shards stand, and it goes on from them"):
+        steps(tmp_path / "store", model, dataset)[0]()
 
 
 def test_what_writers_left_is_gone_after_sealing(tmp_path, dataset, monkeypatch):

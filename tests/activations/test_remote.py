@@ -1,8 +1,12 @@
 """Stores that lie in an object store: a real server on this machine."""
 
+import re
+
 import numpy as np
+import obstore
 import pytest
 import zarr
+from harvests import SPEC, ids, published_gpt
 from obstore.store import from_url
 from torch import Tensor, nn
 from zarr.storage import ObjectStore
@@ -12,6 +16,8 @@ from pipeline.artifacts.errors import DamagedArtifact, UserError
 from pipeline.artifacts.manifest import MANIFEST
 from pipeline.artifacts.storage import Bucket
 from pipeline.commands.verify import verify
+from pipeline.steps import harvest, seal_store
+from pipeline.study.activations import Activations
 from tests.activations.conftest import Both
 from tests.buckets import served
 from tests.stores import harvest_job, harvested, sealed
@@ -221,6 +227,23 @@ def test_shards_that_are_written_are_kept_and_a_damaged_one_is_made_again(tmp_pa
     verify(tmp_path / "store")
 
 
+@pytest.mark.parametrize("compression", ["none", "zstd"])
+def test_what_is_put_is_hashed_here_not_as_it_comes_back(tmp_path, dataset, location, monkeypatch, compression):
+    spec = {**SETTINGS, "compression": compression}
+    with monkeypatch.context() as patch:
+        for way in ("sha256", "range"):
+            patch.setattr(Bucket, way, lambda *_: pytest.fail("what was put is read"))
+        put = Bucket.write
+
+        def flipped(self: Bucket, name: str, content: bytes) -> None:
+            put(self, name, broken(content, "flipped") if name.endswith("x/c/1/0") else content)
+
+        patch.setattr(Bucket, "write", flipped)
+        part = harvest_job(tmp_path / "store", Both(rows_of()), dataset, 5, location=location, **spec)
+    with pytest.raises(DamagedArtifact, match=r"x/c/1/0 \(rows 8-15 of x\): the bytes differ from those written"):
+        sealed(tmp_path / "store", [part], dataset, 5, location, **spec)
+
+
 def test_objects_of_an_earlier_harvest_are_removed(make, location):
     place = Bucket(location)
     make(rows_of())
@@ -233,3 +256,47 @@ def test_objects_of_an_earlier_harvest_are_removed(make, location):
 def test_a_bucket_that_is_not_there_is_told_before_anything_is_computed(make):
     with pytest.raises(UserError, match=r"^s3://no-such-bucket/x/store\.zarr/.*: there is no such bucket$"):
         make(rows_of(), location="s3://no-such-bucket/x")
+
+
+@pytest.mark.parametrize("unreachable", [False, True])
+@pytest.mark.parametrize("hook", ["x", "y"])
+def test_a_store_that_does_not_answer_for_a_while_is_not_taken_for_a_damaged_one(make, location, monkeypatch, hook, unreachable):
+    store = make(rows_of())
+    column = store[hook]
+    before = column.read(0, 8)
+
+    def timeout(*_, **__):
+        raise obstore.exceptions.GenericError("Generic S3 error: operation timed out\nafter ten times")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(obstore, "get_range", timeout)
+        if unreachable:
+            patch.setattr(obstore, "head", timeout)
+        with pytest.raises(UserError) as caught:
+            column.read(8, 16)
+    assert type(caught.value) is UserError
+    words = "Generic S3 error: operation timed out"
+    told = rf"\S+: {words}" if unreachable else rf"store\.zarr/{hook}/\S+ \(rows 8-11 of {hook}\): could not be read \({words}\)"
+    assert re.fullmatch(f"{location}/{told}", str(caught.value))
+    assert np.array_equal(column.read(0, 8), before)
+    assert len(column.read(8, 16)) == 8
+
+
+def test_a_store_that_another_person_published_at_the_same_address_is_left_alone(tmp_path, make_tokens, location):
+    dataset = make_tokens(ids(), 11)
+
+    def store(person: str, seed: int, **chosen) -> None:
+        model = published_gpt(tmp_path / f"{person}-model", seed)
+        given = [one.folder / MANIFEST for one in (model, dataset)]
+        spec = {**Activations(model="gpt", **{**SPEC, **chosen}).settings(), "split": "train"}
+        run = {"jobs": 1, "location": location}
+        harvest.main({**spec, "run": {**run, "job": 0, "memory_mb": 64}}, *given, tmp_path / person)
+        seal_store.main({**spec, "run": run}, *given, tmp_path / person)
+
+    store("me", 0)
+    objects = {name: Bucket(location).read(name) for name in Bucket(location).names()}
+    with pytest.raises(UserError, match=rf"^{location}/manifest\.json: is of another artifact, .* not from {tmp_path}/you; choose another"):
+        store("you", 1)
+    assert {name: Bucket(location).read(name) for name in Bucket(location).names()} == objects
+    store("me", 0, rows=10)
+    assert len(ActivationStore(f"{location}/{MANIFEST}")) == 10

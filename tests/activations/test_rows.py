@@ -7,7 +7,7 @@ from harvests import HOOKS, SPEC, gpt
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from pipeline.activations.rows import Rows, left_out
+from pipeline.activations.rows import Rows, tokens_left_out
 from pipeline.artifacts.errors import UserError
 from pipeline.artifacts.manifest import MANIFEST, Artifact, publishing
 from pipeline.datasets import text, tokens
@@ -81,7 +81,7 @@ def test_counting_in_blocks_changes_nothing(monkeypatch):
 
 def test_kept_marks_what_is_left_in(make_tokens):
     dataset = make_tokens([3, 0, 3, 5, 3, 0, 0], 11, special=[0])
-    rows = Rows(examples(dataset, "train", 3), 2, left_out(dataset, "special"), None)
+    rows = Rows(examples(dataset, "train", 3), 2, tokens_left_out(dataset, "special"), None)
     assert rows.ids == [0]
     assert rows.kept(torch.tensor([[3, 0, 3], [5, 3, 0]])).tolist() == [True, False, True, True, True, False]
     assert rows.kept(torch.tensor([[3, 3]])) is None
@@ -128,9 +128,15 @@ def test_a_split_of_special_tokens_alone_is_refused_in_one_line(tmp_path, make_t
 
 def test_of_a_table_nothing_is_left_out(make_table):
     table = make_table(np.ones((10, 2)))
-    assert left_out(table, "special") == []
+    assert tokens_left_out(table, "special") == []
     rows = Rows(examples(table, "train", None), 4, [], 7)
     assert (rows.total, rows.left_out) == (7, 0)
+
+
+def test_an_empty_table_is_told_so(make_table):
+    with pytest.raises(UserError) as caught:
+        Rows(examples(make_table(np.ones((0, 2))), "train", None), 4, [], None)
+    assert str(caught.value) == "the split is empty: there is nothing to record of it"
 
 
 @pytest.mark.parametrize("rule", ["special", "beginning"])
@@ -146,7 +152,7 @@ def test_the_end_of_each_text_is_left_out_under_a_real_tokenizer(tmp_path, data_
     ids = tokens.read(dataset, "train")[:-1]
     ended = int(np.isin(ids, tokens.special(dataset)).sum())
     assert ended > 5
-    out = left_out(dataset, rule)
+    out = tokens_left_out(dataset, rule)
     assert [tokens.text([one], dataset)[0] for one in out] == ["<|endoftext|>"]
     rows = Rows(examples(dataset, "train", 64), 4, out, None)
     assert (rows.total, rows.left_out) == (len(ids) - ended, ended)

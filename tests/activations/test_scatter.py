@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from harvests import HOOKS, SPEC, digests, gpt, ids
 
+import pipeline.activations.harvest
 from pipeline.activations.harvest import Job
 from pipeline.activations.store import ActivationStore
 from pipeline.artifacts.errors import UserError
@@ -105,9 +106,18 @@ def test_other_numbers_of_jobs_keep_every_shard_and_leave_nothing_behind(tmp_pat
 
 def test_jobs_of_different_harvests_are_not_sealed_together(tmp_path, model, dataset):
     parts = [harvest_job(tmp_path / "store", model, dataset, 8, number, 2, digest=f"of {number}", **SPEC) for number in range(2)]
-    with pytest.raises(UserError, match="its jobs found different medians or sizes"):
+    with pytest.raises(UserError, match="its jobs ran with other code or settings"):
         sealed(tmp_path / "store", parts, dataset, 8, **SPEC)
     assert not (tmp_path / "store" / MANIFEST).exists()
+
+
+def test_jobs_that_found_different_medians_are_not_sealed_together(tmp_path, model, dataset, monkeypatch):
+    parts = [harvest_job(tmp_path / "store", model, dataset, 8, 0, 2, **SPEC)]
+    median = pipeline.activations.harvest._median
+    monkeypatch.setattr(pipeline.activations.harvest, "_median", lambda rows: median(rows) + 1)
+    parts.append(harvest_job(tmp_path / "store", model, dataset, 8, 1, 2, **SPEC))
+    with pytest.raises(UserError, match="its jobs found different medians or sizes"):
+        sealed(tmp_path / "store", parts, dataset, 8, **SPEC)
 
 
 def test_a_job_that_did_not_run_is_told_by_its_first_shard(tmp_path, model, dataset):

@@ -1,13 +1,16 @@
 """Artifacts are published whole, described, and checked when they are read."""
 
+import errno
 import json
 import os
 from pathlib import Path
 
 import pytest
 
-from pipeline.artifacts.errors import DamagedArtifact
-from pipeline.artifacts.manifest import MANIFEST, Artifact, own_hash, publishing, write_json
+from pipeline.artifacts.errors import DamagedArtifact, UserError
+from pipeline.artifacts.manifest import MANIFEST, Artifact, own_hash, publishing, seal, withdraw, write_json
+from pipeline.artifacts.storage import Bucket, Folder
+from tests.buckets import served
 
 
 @pytest.fixture
@@ -187,3 +190,106 @@ def test_json_is_the_same_in_any_order_of_keys_and_keeps_letters(tmp_path):
     assert (tmp_path / "a.json").read_bytes() == (tmp_path / "b.json").read_bytes()
     assert "ü" in (tmp_path / "a.json").read_text(encoding="utf-8")
     assert os.listdir(tmp_path) in (["a.json", "b.json"], ["b.json", "a.json"])
+
+
+@pytest.mark.parametrize("call", ["size", "sha256", "read"])
+def test_a_file_that_the_disk_does_not_give_is_named(artifact, monkeypatch, call):
+    """Making the artifact again gives it another place on the disk."""
+
+    def broken(self, name):
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(Folder, call, broken)
+    monkeypatch.setattr(Folder, "sha256", broken)
+    with pytest.raises(DamagedArtifact) as caught:
+        artifact.content("a.bin") if call == "read" else artifact.check("a.bin")
+    repair = f"python -m pipeline repair {artifact.folder / MANIFEST}"
+    assert str(caught.value) == f"{artifact.folder}/a.bin: could not be read (Input/output error); repair: {repair}"
+
+
+def test_a_file_that_the_disk_gives_at_the_second_look_needs_no_repair(artifact, monkeypatch):
+    def broken(self, name):
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(Folder, "read", broken)
+    with pytest.raises(UserError) as caught:
+        artifact.content("a.bin")
+    assert type(caught.value) is UserError
+    assert str(caught.value) == f"{artifact.folder}/a.bin: could not be read (Input/output error)"
+
+
+def test_a_manifest_that_the_disk_does_not_give_is_named(tmp_path):
+    (tmp_path / MANIFEST).mkdir()
+    with pytest.raises(UserError, match=r"manifest\.json: could not be read \(Is a directory\)$"):
+        Artifact.open(tmp_path / MANIFEST)
+
+
+@pytest.fixture(scope="module")
+def bucket():
+    with served() as address:
+        yield address
+
+
+@pytest.fixture
+def there(bucket, tmp_path) -> Bucket:
+    """Where the files of `published` lie."""
+    return Bucket(f"{bucket}/{tmp_path.name}")
+
+
+@pytest.fixture
+def published(there, tmp_path):
+    """Publishes an artifact there, from a folder of some person."""
+
+    def published(person: str, spec, inputs=None) -> Path:
+        (tmp_path / person).mkdir(exist_ok=True)
+        seal(tmp_path / person, "test", spec, inputs or {}, {}, {"location": there.address})
+        return tmp_path / person
+
+    return published
+
+
+def manifests(folder: Path, there: Bucket) -> tuple[bool, bool]:
+    return (folder / MANIFEST).exists(), there.size(MANIFEST) is not None
+
+
+@pytest.mark.parametrize("spec", [{"x": 1}, {"x": 2}])
+def test_a_manifest_is_withdrawn_there_and_here_also_for_other_settings(published, there, spec):
+    folder = published("me", {"x": 1})
+    withdraw(folder, there, spec, {})
+    assert manifests(folder, there) == (False, False)
+    withdraw(folder, there, spec, {})  # another job of the same
+
+
+def test_a_manifest_there_with_the_same_settings_and_inputs_is_withdrawn_though_it_is_lost_here(published, there, artifact):
+    folder = published("me", {"x": 1}, {"data": artifact})
+    (folder / MANIFEST).unlink()
+    withdraw(folder, there, {"x": 1}, {"data": artifact})
+    assert manifests(folder, there) == (False, False)
+
+
+@pytest.mark.parametrize("mine", [True, False])
+@pytest.mark.parametrize("change", ["spec", "inputs"])
+def test_the_manifest_of_another_person_is_not_withdrawn(published, publish, there, mine, change):
+    one, two = publish({"a": b"1"}, "one"), publish({"a": b"2"}, "two")
+    me = published("me", {"x": 1}, {"data": one})
+    if not mine:
+        (me / MANIFEST).unlink()
+    published("you", {"x": 2 if change == "spec" else 1}, {"data": two if change == "inputs" else one})
+    before = there.read(MANIFEST)
+    with pytest.raises(UserError, match=rf"^{there.address}/manifest\.json: is of another artifact, .* choose another location") as caught:
+        withdraw(me, there, {"x": 1}, {"data": one})
+    assert "\n" not in str(caught.value)
+    assert there.read(MANIFEST) == before
+    assert (me / MANIFEST).exists() == mine
+
+
+def test_what_is_no_manifest_there_is_nobodys(published, there):
+    folder = published("me", {})
+    there.write(MANIFEST, b"broken")
+    withdraw(folder, there, {}, {})
+    assert manifests(folder, there) == (False, False)
+
+
+def test_a_manifest_in_a_folder_is_withdrawn(artifact):
+    withdraw(artifact.folder, artifact.storage, {"other": 1}, {})
+    assert not (artifact.folder / MANIFEST).exists()

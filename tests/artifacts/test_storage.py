@@ -1,9 +1,11 @@
 """Files of an artifact, in a folder and in an object store: the same of both."""
 
 import hashlib
+import os
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
+import obstore
 import pytest
 import zarr
 
@@ -107,6 +109,31 @@ def test_parts_of_a_file_are_read_in_place(place):
     assert (bytes(one), three.tolist()) == (bytes([90, 91, 92]), [93, 94, 95, 96])
 
 
+@pytest.mark.parametrize("most", [1, 3, 7])
+def test_a_disk_that_gives_less_at_a_time_is_asked_again(tmp_path, monkeypatch, most):
+    """As a network's file system may, and Linux does above 2 GiB."""
+    own = os.preadv
+
+    def some(number, buffers, at):
+        content = os.pread(number, min(most, sum(map(len, buffers))), at)
+        given = memoryview(content)
+        for buffer in buffers:
+            count = min(len(buffer), len(given))
+            buffer[:count], given = given[:count], given[count:]
+        return len(content)
+
+    Folder(tmp_path).write("a", bytes(range(100)))
+    opened = Folder(tmp_path).opened("a")
+    for at, sizes in ((90, [3, 0, 4]), (0, [50, 50]), (95, [3, 3]), (2, [0, 0]), (100, [1])):
+        found = []
+        for read in (own, some):
+            monkeypatch.setattr(os, "preadv", read)
+            buffers = [bytearray(size) for size in sizes]
+            found.append((opened.read_at(at, buffers), buffers))
+        assert found[0] == found[1]
+        assert found[0][0] == min(sum(sizes), 100 - at)
+
+
 def test_what_is_read_past_the_end_is_told(place):
     place.write("a", bytes(10))
     assert place.opened("a").read_at(8, [bytearray(4)]) == 2
@@ -117,6 +144,18 @@ def test_zarr_reads_and_writes_there(place):
     zarr.create_array(place.zarr("deep/store.zarr"), name="x", data=values, chunks=(2, 3))
     assert np.array_equal(zarr.open_array(place.zarr("deep/store.zarr"), path="x", mode="r")[:], values)
     assert "deep/store.zarr/x/c/1/0" in list(place.names())
+
+
+def test_to_remove_what_another_job_has_removed_meanwhile_is_no_fault(bucket, monkeypatch):
+    """Google's and Azure's stores tell of it, S3 does not."""
+    place = Bucket(f"{bucket}/removed")
+    place.write("a", b"1")
+
+    def gone(store, name):
+        raise FileNotFoundError(f"Object at location {name} not found")
+
+    monkeypatch.setattr(obstore, "delete", gone)
+    place.remove("a")
 
 
 def test_room_is_known_of_a_folder_alone(place):

@@ -19,7 +19,7 @@ from tests.stores import harvested
 
 HOOK = "blocks.0.resid_post"
 MODEL = {"architecture": "gpt", "layers": 1, "width": 6, "heads": 2, "context": 8, "seed": 0, "threads": 1}
-SPEC = {"hook": HOOK, "batch": 10, "split": "train", "active_above": 0.1, "threads": 1}
+SPEC = {"hook": HOOK, "output": HOOK, "batch": 10, "split": "train", "active_above": 0.1, "threads": 1}
 
 
 @pytest.fixture
@@ -38,7 +38,7 @@ def study(tmp_path, make_tokens):
         for parameter in sae.parameters():
             parameter.copy_(torch.randn(parameter.shape, generator=torch.Generator().manual_seed(0)))
     with publishing(tmp_path / "sae", "sae", spec, {}) as draft:
-        checkpoint.save(draft, sae, spec, torch.zeros(20))
+        checkpoint.save(draft, sae, spec, torch.zeros(20), torch.randn(16, 6))
     manifests = {name: tmp_path / name / MANIFEST for name in ("model", "sae")}
     return {**manifests, "dataset": dataset.folder / MANIFEST}
 

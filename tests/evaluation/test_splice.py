@@ -97,7 +97,7 @@ def noisy(x):
 def test_every_loss_and_score_by_hand(model, text, measured, settings):
     """The hook is replaced at rows that are not flagged, and all positions are scored."""
     rows = measured(**settings)
-    sinks = rows.column.hook["sinks"]
+    sinks = rows.columns[0].hook["sinks"]
     above = sinks["above"] if sinks else float("inf")
     seen = []
 
@@ -107,8 +107,8 @@ def test_every_loss_and_score_by_hand(model, text, measured, settings):
 
     ways = (noisy, torch.zeros_like, lambda x: MEAN.expand_as(x))
     clean, sae, zero, mean = by_hand(model, text, lambda x: x), *(by_hand(model, text, way, replaced) for way in ways)
-    assert sum(seen) == 3 * rows.column.kept_rows()
-    assert rows.column.kept_rows() < 35 or not settings
+    assert sum(seen) == 3 * rows.columns[0].kept_rows()
+    assert rows.columns[0].kept_rows() < 35 or not settings
     found = losses(model, text, HOOK, noisy, MEAN, 3, rows)
     assert found["positions"] == 35
     assert found["loss_clean"] == pytest.approx(clean, rel=1e-5)
@@ -126,7 +126,7 @@ def test_the_reconstruction_sees_the_rows_that_are_measured(model, text, measure
     seen = []
     rows = measured(**settings)
     losses(model, text, HOOK, lambda x: seen.append(x) or x, MEAN, 3, rows)
-    stored = np.concatenate(list(rows.column.batches(5)))
+    stored = np.concatenate(list(rows.columns[0].batches(5)))
     torch.testing.assert_close(torch.cat(seen), torch.from_numpy(stored), rtol=1e-4, atol=1e-5)
 
 

@@ -51,7 +51,7 @@ def contexts_of(make_store, tmp_path):
 
     def contexts_of(values, length: int, contexts: int, before: int, after: int, size: int, **store) -> list[tuple]:
         made = make_store(values, length=length, chunk_rows=64, shard_rows=64, batch=16, sinks_above=None, **store)
-        spec = {"hook": "x", "batch": size, "contexts": contexts, "before": before, "after": after}
+        spec = {"hook": "x", "output": "x", "batch": size, "contexts": contexts, "before": before, "after": after}
         dataset = Artifact.open(tmp_path / "store-ids" / MANIFEST)
         table = describe(Straight(), made, dataset, spec)[1]
         first = {text: i for i, text in enumerate(tokens.text(np.arange(dataset.facts["vocabulary"]), dataset))}
@@ -130,7 +130,7 @@ def test_windows_are_the_text_as_it_stands_with_nothing_at_what_is_left_out_or_f
     places = length * sequence + position
     values = np.zeros((places[-1] + 1, LATENTS), dtype=np.float32)  # every position up to the last row
     values[places] = np.where(store["token"].read(0, len(store))[:, None] == SINK, 0, store["x"].read(0, len(store)))
-    spec = {"hook": "x", "batch": 20, "contexts": 4, "before": before, "after": after}
+    spec = {"hook": "x", "output": "x", "batch": 20, "contexts": 4, "before": before, "after": after}
     latents, contexts = describe(Straight(), store, dataset, spec)
     found = contexts.to_pylist()
     expected = search(values, length, 4, before, after)
@@ -155,7 +155,7 @@ def test_blocks_are_whole_sequences_and_together_every_row(make_store, tmp_path,
     values = latents(61, "distinct")
     if not (tmp_path / "store" / MANIFEST).exists():
         make_store(values, length=7, chunk_rows=64, shard_rows=64, batch=16)
-    found = list(blocks(ActivationStore(tmp_path / "store" / MANIFEST), "x", Straight(), size))
+    found = list(blocks(ActivationStore(tmp_path / "store" / MANIFEST), ["x"], Straight(), size))
     assert torch.cat([block.latents_BM for block in found]).tolist() == values.tolist()
     assert [i for block in found for i in block.sequences.tolist()] == list(range(9))
     assert [n for block in found for n in block.lengths.tolist()] == [7] * 8 + [5]

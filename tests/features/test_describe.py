@@ -12,7 +12,7 @@ from pipeline.features.describe import describe
 from pipeline.saes import checkpoint
 from tests.stores import harvested
 
-SPEC = {"hook": "x", "batch": 16, "contexts": 3, "before": 2, "after": 1}
+SPEC = {"hook": "x", "output": "x", "batch": 16, "contexts": 3, "before": 2, "after": 1}
 
 
 @pytest.fixture
@@ -109,3 +109,24 @@ def test_a_store_all_of_whose_rows_are_flagged_is_told_of(make_text, sae):
     given[0] = 1000
     with pytest.raises(UserError, match="hook x: all 1 rows are flagged"):
         describe(sae, *make_text(given, rows=1, batch=4), SPEC)
+
+
+class Two(torch.nn.Module):
+    """A model of two hooks: some columns of its input, and others."""
+
+    def forward(self, inputs, tap):
+        tap("x", inputs[:, :3])
+        return tap("y", inputs[:, 3:])
+
+
+def test_of_a_transcoder_rows_that_are_flagged_at_its_output_count_in_nothing(make_table, tmp_path, sae):
+    given = np.concatenate([values(40), np.ones((40, 2), np.float32)], 1)
+    given[7, 3:] = 1000
+    table = make_table(given)
+    store = harvested(tmp_path / "store", Two(), table, None, hooks=["x", "y"])
+    assert store["x"].kept_rows() == 40
+    latents, contexts = describe(sae, store, table, {**SPEC, "output": "y", "contexts": 40})
+    rest = np.delete(given, 7, 0)
+    assert latents["density"].to_pylist() == pytest.approx([(rest[:, m] > 0).mean() for m in range(3)])
+    assert 7 not in contexts["sequence"].to_pylist()
+    assert 7 in describe(sae, store, table, {**SPEC, "contexts": 40})[1]["sequence"].to_pylist()

@@ -24,6 +24,11 @@ STUDY = {
     },
 }
 FVE = {"topk_seed=0": 0.25, "topk_seed=1": 0.75, "dead": 0.125}
+FACTS = {
+    "width": 8, "out": 8, "latents": 64, "rows": 250_000, "steps": 2, "lr": 0.1, "dead": 0.25, "dead_window": 50_000, "resampled": 0,
+    "wrong": None, "kept": "last", "validation_l0": 4.5,
+}  # fmt: skip
+"""What a run says of itself."""
 TOKENS = ["<b>", " lord", "\n", "&amp;"]
 
 
@@ -89,6 +94,26 @@ def results_with_probe(tmp_path_factory, graph) -> Results:
     return publish(tmp_path_factory.mktemp("probed"), graph, probed=True)
 
 
+TRANSCODERS = {
+    **STUDY,
+    "activations": {"mlp": {"model": "gpt", "hooks": ["blocks.0.mlp_hidden", "blocks.0.mlp_out"]}},
+    "saes": {
+        name: {
+            "architecture": "topk", "activations": "mlp", "hooks": ["blocks.0.mlp_hidden"], "outputs": ["blocks.0.mlp_out"],
+            "latents": 64, "k": 4, "skip": name == "skip",
+        }
+        for name in ("plain", "skip")
+    },
+}  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def results_with_transcoders(tmp_path_factory) -> Results:
+    """Two transcoders, of which one had to be warned of."""
+    facts = {"skip": {"wrong": "L0 did not move <under> the penalty", "resampled": 17, "kept": "best", "best_step": 750}}
+    return publish(tmp_path_factory.mktemp("transcoders"), Graph(parse(TRANSCODERS)), facts=facts)
+
+
 @pytest.fixture
 def results_without_saes(tmp_path) -> Results:
     return publish(tmp_path, Graph(parse({key: value for key, value in STUDY.items() if key not in ("activations", "saes")})))
@@ -97,8 +122,9 @@ def results_without_saes(tmp_path) -> Results:
 SAMPLE = {"input": [1.0, 2.5], "expected": 3.0, "output": 2.98763, "active": 7, "top": [{"latent": 5, "activation": 1.25}]}
 
 
-def publish(root: Path, graph: Graph, probed: bool = False) -> Results:
-    """Publishes made-up artifacts where the graph says they lie, and reads them as the report does."""
+def publish(root: Path, graph: Graph, probed: bool = False, facts: dict[str, dict[str, Any]] | None = None) -> Results:
+    """Publishes made-up artifacts where the graph says they lie, and reads them as the report does. `facts` are of SAEs by name; those have
+    snapshots too."""
     for folder in graph.everything()["dataset"]:
         with publishing(root / folder, "dataset", {"kind": "text", "files": ["a.txt"]}, {}):
             pass
@@ -113,12 +139,17 @@ def publish(root: Path, graph: Graph, probed: bool = False) -> Results:
     for folder in graph.everything()["sae"]:
         name = folder.rpartition("/")[2]
         seed = int(name[-1]) if "seed" in name else 0
-        with publishing(root / folder, "sae", {"seed": seed, "lr": "<i>"}, {}) as draft:
-            draft.facts |= {"width": 8, "latents": 64}
-            curve(draft, step=[1.0, 2.0], lr=[0.1, 0.1], loss=[2.0, 1.0], fve=[0.1, FVE[name]], l0=[5.0, 4.0], dead=[0.0, 0.5])
+        with publishing(root / folder, "sae", {**graph.spec_at(folder), "lr": "<i>"}, {}) as draft:
+            draft.facts |= FACTS | {"validation_fve": 0.5 + seed / 4} | (facts or {}).get(name, {})
+            curve(
+                draft, step=[1.0, 2.0], lr=[0.1, 0.1], loss=[2.0, 1.0], fve=[0.1, FVE.get(name, 0.5)], l0=[5.0, 4.0], dead=[0.0, 0.5],
+                validation_fve=[None, FVE.get(name, 0.5)], validation_l0=[None, 4.5],
+            )  # fmt: skip
+            for step in (500, 20, 1000) if name in (facts or {}) else ():
+                draft.path(f"snapshots/step_{step}.safetensors").write_bytes(b"weights")
     for folder in graph.everything()["evaluation"]:
         with publishing(root / folder, "evaluation", {}, {}) as draft:
-            draft.write_json("metrics.json", metrics(FVE[folder.rpartition("/")[2]]))
+            draft.write_json("metrics.json", metrics(FVE.get(folder.rpartition("/")[2], 0.5)))
     for folder in graph.everything()["features"]:
         alive = 0 if folder.endswith("dead") else 20
         with publishing(root / folder, "features", {"split": "train"}, {}) as draft:

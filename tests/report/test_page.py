@@ -9,13 +9,18 @@ from html.parser import HTMLParser
 
 import pytest
 
+from pipeline.report.drawing import looks
 from pipeline.report.figures import figures
 from pipeline.report.page import page
 from pipeline.report.tables import sae_table
 from pipeline.study.names import without_seed
 
 SPEC = {"title": None, "about": "", "features": 3, "contexts": 2, "name": "small"}
-ENTRIES = {"models": {"gpt": "gpt"}, "activations": {"mlp": "mlp"}}
+ENTRIES = {
+    "models": {"gpt": "gpt"},
+    "activations": {"mlp": "mlp"},
+    "saes": {"topk_seed=0": "topk", "topk_seed=1": "topk", "dead": "dead"},
+}
 
 
 class Reader(HTMLParser):
@@ -83,7 +88,7 @@ def test_it_is_the_same_whenever_it_is_written(results, html):
 def test_saes_that_differ_by_their_seed_are_one_row_with_a_range(html):
     topk, dead = table(html, "SAE")
     assert (topk["SAE"], topk["FVE"], topk["runs"]) == ("topk", "0.5000 (0.2500 – 0.7500)", "2")
-    assert (dead["SAE"], dead["FVE"], dead["runs"]) == ("dead", "0.1250", "1")
+    assert (dead["SAE"], dead["FVE"], dead["runs"]) == ("dead relu", "0.1250", "1")
     assert (dead["L0"], dead["dead"], dead["latents"]) == ("3.25", "50.0 %", "64")
     assert (dead["loss scorezero"], dead["loss scoremean"]) == ("0.8125", "–")
     assert (dead["loss with SAE"], dead["loss clean"]) == ("1.500", "1.000")
@@ -137,6 +142,44 @@ def test_models_have_a_row_for_each_split(html):
         "77",
     )
     assert (validation["model"], validation["split"], validation["loss"]) == ("", "validation", "2.500")
+
+
+def training(html: str) -> list[dict[str, str]]:
+    rows = [row for row in Reader(html).rows if row]
+    head = next(row for row in rows if row[:2] == ["SAE", "trained on"])
+    count = next(n for n, row in enumerate(rows[rows.index(head) + 1 :]) if len(row) != len(head))
+    return [dict(zip(head, row, strict=True)) for row in rows[rows.index(head) + 1 :][:count]]
+
+
+def test_training_is_told_with_its_window_and_what_was_held_out(html):
+    topk, dead = training(html)
+    assert (topk["SAE"], topk["rows"], topk["steps"], topk["learningrate"]) == ("topk", "250,000", "2", "0.1000")
+    assert (topk["held-outFVE"], topk["held-outL0"]) == ("0.6250 (0.5000 – 0.7500)", "4.50")
+    assert (dead["held-outFVE"], dead["dead"], dead["window ofdead, rows"]) == ("0.5000", "25.0 %", "50,000")
+    assert not {"snapshotsafter steps", "given newdirections"} & topk.keys(), "nobody has any"
+    assert "Told while training" not in html
+
+
+def test_a_transcoder_shows_where_it_leads_and_what_was_told_of_it(results_with_transcoders):
+    entries = {"models": {"gpt": "gpt"}, "activations": {"mlp": "mlp"}, "saes": {"plain": "plain", "skip": "skip"}}
+    html = page(results_with_transcoders, figures(results_with_transcoders, entries), SPEC)
+    plain, skip = table(html, "SAE")
+    leads = "blocks.0.mlp_hidden →\N{NO-BREAK SPACE}blocks.0.mlp_out of mlp"
+    assert (plain["SAE"], plain["on"], skip["SAE"]) == ("plain topk transcoder", leads, "skip topk skip-transcoder")
+    assert "of a transcoder those of the hook it predicts" in Reader(html).text
+    first, second = training(html)
+    assert (first["trained on"], first["weightsof step"], first["snapshotsafter steps"]) == (leads, "last", "–")
+    assert (second["weightsof step"], second["snapshotsafter steps"], second["given newdirections"]) == ("750", "20, 500, 1,000", "17")
+    assert f"Told while training: skip on {leads}: L0 did not move <under> the penalty." in Reader(html).text
+
+
+def test_many_names_are_told_apart():
+    """More of them than there are colours, and than there are markers."""
+    names = [f"name{n}" for n in range(40)]
+    found = looks([*names, *names])
+    assert list(found) == names
+    assert len({(look.colour, look.marker) for look in found.values()}) == 40
+    assert len({(look.colour, look.style) for look in found.values()}) == 40
 
 
 def test_latents_shown_are_spread_from_the_rarest_to_the_most_frequent(html):

@@ -54,6 +54,8 @@ ONE_FAULT = {
     "split that evaluation needs": ("saes:\n", "evaluation: {split: test}\nsaes:\n", "activations.acts.splits", ["'test' is missing"], -3),
     "shards of broken chunks": ("    model: mlp", "    chunk_rows: 64\n    shard_rows: 100\n    model: mlp", "activations.acts.shard_rows",
                                 ["100", "not a multiple of chunk_rows, 64"], 1),
+    "shards that no good chunks divide": ("    model: mlp", "    shard_rows: 100003\n    model: mlp", "activations.acts.shard_rows",
+                                          ["100,003 rows cannot be cut into chunks", "suit layer1", "or give chunk_rows"]),
     "sparse hook that is not recorded": ("    model: mlp", "    sparse: [layer3]\n    model: mlp", "activations.acts.sparse[0]",
                                          ["'layer3' is not one of hooks", "layer1, layer2"]),
     "covariance of a hook that is not recorded": ("    model: mlp", "    covariance: [layer1, layr2]\n    model: mlp",

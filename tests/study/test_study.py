@@ -109,7 +109,7 @@ def test_a_line_of_the_study_reaches_the_steps_that_read_it_and_no_other(text, r
 
 def test_settings_that_are_written_out_are_those_that_are_left_out(text, read):
     """A default that is spelled runs nothing again."""
-    spelled = text.replace("    k: 4", "    k: 4.0\n    seed: 0\n    training: {batch: '1024', lr: 1e-3}").replace(
+    spelled = text.replace("    k: 4", "    k: 4.0\n    seed: 0\n    training: {batch: '1024', dead_share: 2e-1}").replace(
         "    seed: 3", "    seed: '3'"
     )
     assert Graph(read(text)).spec("sae", TOPK) == Graph(read(spelled)).spec("sae", TOPK)

@@ -102,3 +102,40 @@ def test_a_curve_reads_back_as_it_was_written(tmp_path):
     curve.add(step=20, loss=1 / 3, lr=0.0)
     curve.write(tmp_path / "training.parquet")
     assert pq.read_table(tmp_path / "training.parquet").to_pylist() == curve.rows
+
+
+def test_a_restored_run_goes_on_alike_whatever_the_layout_of_a_weight():
+    """Fused kernels go through memory in the order of the weight's; a moment that came from a file may lie in another."""
+
+    def made() -> nn.Module:
+        found = nn.Module()
+        found.weight = nn.Parameter(torch.arange(12.0).reshape(4, 3).T)
+        return found
+
+    whole, resumed = made(), made()
+    ours, other = (ScheduledAdamW(one, spec(), steps=5) for one in (whole, resumed))
+    for step in range(5):
+        if step == 2:
+            resumed.load_state_dict(whole.state_dict())
+            other.restore({name: value.contiguous() for name, value in ours.tensors().items()}, step)
+        push(whole, step)
+        ours.step()
+        if step >= 2:
+            push(resumed, step)
+            other.step()
+    assert torch.equal(whole.weight, resumed.weight)
+
+
+def test_forgotten_entries_begin_anew_and_others_do_not():
+    model = module()
+    scheduled = ScheduledAdamW(model, spec(), steps=5)
+    push(model, 0)
+    scheduled.step()
+    weight = model[0].weight
+    before = {name: value.clone() for name, value in scheduled.adamw.state[weight].items()}
+    scheduled.forget(weight, 1, torch.tensor([0, 2]))
+    for name in ("exp_avg", "exp_avg_sq"):
+        found = scheduled.adamw.state[weight][name]
+        assert not found[:, [0, 2]].any()
+        assert torch.equal(found[:, 1], before[name][:, 1])
+        assert found[:, 1].all()

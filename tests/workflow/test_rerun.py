@@ -58,9 +58,9 @@ def add_architecture(folder: Path) -> None:
 TABLE = {
     "most memory of a harvest": (study(lambda s: s["activations"]["layer2"].update(memory_mb=2000)), set()),
     "a comment in a library module": (edit("pipeline/saes/base.py", "import torch\n", "import torch  # the tensor library\n"), set()),
-    "a docstring in a library module": (edit("pipeline/saes/train.py", '"""Trains one SAE', '"""Trains, step by step, one SAE'), set()),
+    "a docstring in a library module": (edit("pipeline/saes/train.py", '"""Trains SAEs on', '"""Trains, step by step, SAEs on'), set()),
     "where curves are shown": (study(lambda s: s.update(tracking={"tensorboard": True})), set()),
-    "the docstring of a setting": (edit("pipeline/study/saes/topk.py", "Latents that may fire", "Most latents that may fire"), set()),
+    "the docstring of a setting": (edit("pipeline/study/ksparse.py", "Latents that may fire", "Most latents that may fire"), set()),
     "progress is shown otherwise": (edit("pipeline/console.py", "SECONDS_BETWEEN_LINES = 10.0", "SECONDS_BETWEEN_LINES = 5.0"), set()),
     "a new architecture": (add_architecture, set()),
     "a new option of the report": (
@@ -72,7 +72,7 @@ TABLE = {
         edit("pipeline/saes/topk.py", "values_BK.relu()", "values_BK.clamp(min=0)"),
         after("fixed", "topk_k=4", "topk_k=8"),
     ),
-    "the trainer of SAEs": (edit("pipeline/saes/train.py", "POINTS = 50", "POINTS = 40"), after(*SAES)),
+    "the trainer of SAEs": (edit("pipeline/saes/run.py", "UNMOVED = 0.05", "UNMOVED = 0.04"), after(*SAES)),
     "an SAE's k": (study(lambda s: s["saes"]["fixed"].update(k=5)), after("fixed")),
     "a new value in a sweep": (study(lambda s: s["saes"]["topk"]["sweep"]["k"].append(16)), after("topk_k=16")),
     "a value less in a sweep": (study(lambda s: s["saes"]["topk"]["sweep"]["k"].remove(8)), {"write_report"}),

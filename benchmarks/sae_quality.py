@@ -1,0 +1,174 @@
+"""How well SAEs reconstruct at equal L0 and equal tokens: ours beside SAELens, dictionary-learning and sparsify, on one store.
+
+    python benchmarks/sae_quality.py                       # those of the peers that are installed (pip install -e '.[peers]')
+    python benchmarks/sae_quality.py --k 32 --architectures topk --plot frontier.svg --json numbers.json
+
+All see the same rows of `blocks.3.resid_post` of stories15M (the store of studies/architectures.yaml, made if it is not there), the same
+number of times and in batches of one size, and are measured on the same held-out rows by one formula (docs/design.md, section 6). Each
+tool has its own published defaults for everything else. Only warm-ups are shortened, of all alike, to a twentieth of the run where a
+default is more: most defaults are for runs of a hundred times as many rows.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+import sae_quality_peers as peers
+import torch
+from torch import Tensor
+
+from pipeline.activations.store import ActivationStore
+from pipeline.evaluation.reconstruction import Reconstruction
+from pipeline.evaluation.sparsity import Sparsity
+from pipeline.saes import checkpoint
+from pipeline.saes.train import Source, begun, loader, train
+
+ROOT = Path(__file__).parents[1]
+STUDY, STORE, HOOK = "studies/architectures.yaml", "results/architectures/activations/block3", "blocks.3.resid_post"
+ARCHITECTURES = ("topk", "batchtopk", "jumprelu")
+Predict = Callable[[Tensor], tuple[Tensor, Tensor]]
+"""Rows (B, D) -> latents (B, M), reconstructions (B, D)."""
+
+
+@dataclass(frozen=True)
+class Task:
+    """What all are given."""
+
+    architecture: str
+    k: int
+    latents: int
+    batch: int
+    epochs: int
+    seed: int
+    rows_ND: Tensor
+
+    @property
+    def steps(self) -> int:
+        return self.epochs * (len(self.rows_ND) // self.batch)
+
+    def batches(self) -> Iterator[Tensor]:
+        """Full batches, in a new order each epoch."""
+        generator = torch.Generator().manual_seed(self.seed)
+        for _ in range(self.epochs):
+            order = torch.randperm(len(self.rows_ND), generator=generator)
+            for some in order.split(self.batch)[: len(self.rows_ND) // self.batch]:
+                yield self.rows_ND[some]
+
+
+def ours(task: Task, store: ActivationStore) -> Predict:
+    """This project, with the defaults of a study."""
+    spec: dict[str, Any] = {"architecture": task.architecture, "latents": task.latents, "seed": task.seed, "hook": HOOK}
+    spec |= {"target_l0": task.k} if task.architecture == "jumprelu" else {"k": task.k}
+    warmup = {"shape": "linear", "warmup": peers.warmup(100, task.steps)}
+    spec["training"] = {"batch": task.batch, "epochs": task.epochs, "schedule": warmup}
+    sae, settings = checkpoint.build(spec, task.rows_ND.shape[1])
+    source = Source(store, HOOK, HOOK)
+    batches = loader(source, settings)
+    run = begun(sae, settings, source, batches)
+    train({"ours": run}, source, batches)
+    kept = run.kept()
+
+    def predict(x: Tensor) -> tuple[Tensor, Tensor]:
+        f = kept.encode(x)
+        return f, kept.predict(f, x)
+
+    return predict
+
+
+@torch.no_grad()
+def measured(predict: Predict, rows_ND: Tensor) -> dict[str, float]:
+    """L0, FVE, share of latents that never fire, on held-out rows."""
+    parts = []
+    for x in rows_ND.split(1024):
+        f, found = predict(x)
+        parts.append((Reconstruction.of(x, found), Sparsity.of(f, 0.0)))
+    reconstruction, sparsity = (sum(some[1:], some[0]) for some in zip(*parts, strict=True))
+    found = sparsity.finish(0.0)
+    return {"l0": found["l0"], "fve": reconstruction.finish()["fve"], "dead": found["dead"]}
+
+
+def stored(folder: Path, split: str) -> ActivationStore:
+    """The store of a split; the study's is made where it is not there."""
+    if folder == ROOT / STORE and not (folder / split / "manifest.json").is_file():
+        command = [sys.executable, "-m", "snakemake", "--cores", "all", "--configfile", STUDY, "--", f"{STORE}/{split}/manifest.json"]
+        subprocess.run(command, cwd=ROOT, check=True)
+    return ActivationStore(folder / split / "manifest.json")
+
+
+def rows_of(store: ActivationStore) -> Tensor:
+    """All rows that are not flagged (N, D)."""
+    return torch.cat([torch.from_numpy(some) for some in store[HOOK].batches(4096)])
+
+
+def plot(lines: list[dict[str, Any]], file: Path) -> None:
+    """L0 against FVE: a colour for each tool, a marker for each architecture."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    tools, marks = list(dict.fromkeys(line["tool"] for line in lines)), dict(zip(ARCHITECTURES, "osD", strict=True))
+    figure, axes = plt.subplots(figsize=(8, 5), layout="constrained")
+    for tool in tools:
+        for architecture in ARCHITECTURES:
+            some = sorted((line["l0"], line["fve"]) for line in lines if (line["tool"], line["architecture"]) == (tool, architecture))
+            if some:
+                look = {"color": f"C{tools.index(tool)}", "marker": marks[architecture]}
+                axes.plot(*zip(*some, strict=True), label=f"{tool} {architecture}", **look)
+    axes.set(xlabel="L0 (log)", ylabel="FVE, held out", xscale="log")
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize=8)
+    figure.savefig(file)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--k", type=int, nargs="+", default=[8, 16, 32, 64])
+    parser.add_argument("--architectures", nargs="+", choices=ARCHITECTURES, default=list(ARCHITECTURES))
+    parser.add_argument("--tools", nargs="+", help="ours, " + ", ".join(peers.TOOLS))
+    parser.add_argument("--latents", type=int, default=2304)
+    parser.add_argument("--batch", type=int, default=2048)
+    parser.add_argument("--epochs", type=int, default=2)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--store", type=Path, default=ROOT / STORE, help="folder of stores of a train and a validation split")
+    parser.add_argument("--plot", type=Path)
+    parser.add_argument("--json", type=Path)
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    there, missing = peers.installed()
+    for name, why in missing.items():
+        print(f"{name}: not installed ({why})")
+    store = stored(options.store, "train")
+    rows, held_out = rows_of(store), rows_of(stored(options.store, "validation"))
+    print(f"{len(rows):,} rows x {options.epochs}, {rows.shape[1]} -> {options.latents} latents; held out {len(held_out):,}", flush=True)
+    lines = []
+    for architecture in options.architectures:
+        for k in options.k:
+            task = Task(architecture, k, options.latents, options.batch, options.epochs, options.seed, rows)
+            tools = {"ours": lambda task: ours(task, store), **there.get(architecture, {})}
+            for tool in [name for name in tools if name in (options.tools or tools)]:
+                torch.manual_seed(options.seed)
+                start = time.perf_counter()
+                found = measured(tools[tool](task), held_out)
+                seconds = time.perf_counter() - start
+                lines.append({"tool": tool, "architecture": architecture, "k": k, **found, "seconds": seconds})
+                numbers = f"L0 {found['l0']:6.1f}  FVE {found['fve']:.4f}  dead {found['dead']:6.1%}  {seconds:6.0f} s"
+                print(f"{architecture:10} k {k:3}  {tool:20} {numbers}", flush=True)
+    if options.json:
+        settings = {name: getattr(options, name) for name in ("latents", "batch", "epochs", "seed", "threads")}
+        options.json.write_text(json.dumps({"rows": len(rows), "held_out": len(held_out), **settings, "lines": lines}, indent=1))
+    if options.plot:
+        plot(lines, options.plot)
+
+
+if __name__ == "__main__":
+    main()

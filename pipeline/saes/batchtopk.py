@@ -1,0 +1,66 @@
+"""BatchTopK SAE (Bussmann et al. 2024, arXiv 2412.06410).
+
+- while training, the largest positive pre-activations of a batch survive, k times as many as it has rows; of a batch that processes
+  share, those of the whole batch
+- afterwards, those above a threshold: a running mean, at rate 0.01 as in SAELens, of the smallest that survived. Unlike SAELens', it does
+  not begin at 0, which short runs would end near, but is the plain mean of the first hundred batches
+- saved as SAELens saves it: a JumpReLU SAE with one threshold for all latents. As a ReLU SAE, far more latents would be active
+- dead latents learn from what the others leave (AuxK, auxk.py); only the encoder's product is dense (kernels.py)
+"""
+
+import torch
+from torch import Tensor
+
+from pipeline.saes import auxk, latents, select
+from pipeline.saes.base import SAE, Losses, Step, error_share
+from pipeline.study.sae import SAE as SAESpec
+from pipeline.study.saes.batchtopk import BatchTopK as Spec
+
+RATE = 0.01
+
+
+class Module(SAE):
+    architecture = "jumprelu"
+    _THRESHOLDS = ("threshold",)
+    spec: Spec
+    threshold: Tensor
+    """(M,), all the same."""
+    average: Tensor
+    """The threshold while training, in float64: a hundredth of a small difference would be lost in less."""
+    batches: Tensor
+    """How many it is a mean of."""
+
+    def __init__(self, spec: SAESpec, width: int, latents: int, out: int) -> None:
+        super().__init__(spec, width, latents, out)
+        self.register_buffer("threshold", torch.zeros(latents))
+        self.register_buffer("average", torch.tensor(0.0, dtype=torch.float64), persistent=False)
+        self.register_buffer("batches", torch.tensor(0), persistent=False)
+
+    def encode(self, x_BD: Tensor) -> Tensor:
+        pre_BM = self.pre(self.centred(x_BD))
+        return pre_BM.relu() * (pre_BM > self.threshold)
+
+    def losses(self, x_BD: Tensor, y_BE: Tensor, at: Step) -> Losses:
+        centred_BD, f, pre_BM = self.survivors(x_BD, at)
+        error_BE = self.reconstruct(f, x_BD) - y_BE
+        squared = error_BE.square().sum()
+        error = error_share(squared, len(x_BD), at.variance)
+        parts = {"error": error, **auxk.part(self, centred_BD, pre_BM, error_BE, at)}
+        return Losses(error + self.spec.auxk * parts.get("auxk", 0.0), parts, f.fired(), squared)
+
+    def survivors(self, x_BD: Tensor, at: Step) -> tuple[Tensor, latents.Latents, Tensor]:
+        """The encoder's input, the latents that survive, and all pre-activations. The threshold follows."""
+        centred_BD = self.centred(x_BD)
+        pre_BM = self.pre(centred_BD)
+        rows = int(at.summed(torch.tensor(len(x_BD), device=x_BD.device)))
+        active, smallest = select.batch(pre_BM, rows * (at.k or self.spec.k), at.gathered)
+        if self.training:
+            self._follow(smallest)
+        return centred_BD, latents.at(active, centred_BD, self.W_enc, self.b_enc, pre_BM), pre_BM
+
+    @torch.no_grad()
+    def _follow(self, smallest: Tensor) -> None:
+        self.batches += smallest > 0
+        rate = torch.where(smallest > 0, (1 / self.batches.double()).clamp_min(RATE), 0.0)
+        self.average.lerp_(smallest.double(), rate)
+        self.threshold.copy_(self.average.expand_as(self.threshold))

@@ -1,0 +1,111 @@
+"""JumpReLU SAE (Rajamanoharan et al. 2024, arXiv 2407.14435).
+
+- f = z where z > theta, else 0, theta learned for each latent; the loss is the error, as a share of the activations' variance, plus a
+  weight times L0
+- neither depends on theta smoothly: its gradient is the paper's straight-through estimate, from the pre-activations in a band around it
+  (equations 11 and 12). As in the paper, and by default in SAELens, no such gradient reaches the encoder
+- theta is learned as it is, in float32, and kept from falling below 0. Its logarithm, as in the paper, moves with Adam by a share of
+  itself and hardly leaves a small beginning in the steps of a usual run
+- to reach a target L0, with g = L0 / target - 1, the penalty is multiplier x g + g^2, where the multiplier grows by g at a small rate (the
+  method of multipliers). The square alone, as in dictionary-learning and Gemma Scope 2, ends beside the target; and far off it goes on as a
+  line, since Adam would remember the steepness of the beginning for a thousand steps, in which thresholds hardly move. The error is about 1
+  at most, where no latent is active, so that no scale has to be tuned
+- products touch the pre-activations above the band's lower edge alone, once those are few (kernels.py)
+"""
+
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+from pipeline.saes import latents
+from pipeline.saes.base import SAE, Losses, Step, error_share
+from pipeline.study.sae import SAE as SAESpec
+from pipeline.study.saes.jumprelu import JumpReLU as Spec
+
+RATE = 1e-3
+NEAR = 0.5
+"""Where |g| is larger, the square goes on as a line, and the multiplier stays: what would add up on the way would carry L0 beyond."""
+
+
+class Module(SAE):
+    architecture = "jumprelu"
+    _THRESHOLDS = ("threshold",)
+    spec: Spec
+    multiplier: Tensor
+
+    def __init__(self, spec: SAESpec, width: int, latents: int, out: int) -> None:
+        super().__init__(spec, width, latents, out)
+        self.threshold = nn.Parameter(torch.zeros(latents))
+        begin = self.spec.l0 * (self.spec.target_l0 or 0.0)
+        self.register_buffer("multiplier", torch.tensor(begin, dtype=torch.float64), persistent=False)
+
+    @torch.no_grad()
+    def initialise(self, centre_E: Tensor) -> None:
+        super().initialise(centre_E)
+        self.threshold.fill_(self.spec.threshold)
+
+    @torch.no_grad()
+    def restart(self, which_K: Tensor) -> None:
+        super().restart(which_K)
+        self.threshold[which_K] = self.spec.threshold
+
+    def encode(self, x_BD: Tensor) -> Tensor:
+        pre_BM = self.pre(self.centred(x_BD))
+        return pre_BM.relu() * (pre_BM > self.threshold)
+
+    def losses(self, x_BD: Tensor, y_BE: Tensor, at: Step) -> Losses:
+        if self.training:
+            with torch.no_grad():
+                self.threshold.clamp_(min=0)
+        centred_BD = self.centred(x_BD)
+        pre_BM = self.pre(centred_BD)
+        near_BM = pre_BM.detach() > self.threshold.detach() - self.spec.bandwidth / 2
+        z = latents.where(near_BM, centred_BD, self.W_enc, self.b_enc, pre_BM)
+        values, active = jump(z.values, z.spread(self.threshold), self.spec.bandwidth, None if z.active else near_BM)
+        f = replace(z, values=values)
+        squared = (self.reconstruct(f, x_BD) - y_BE).square().sum()
+        rows = len(x_BD)
+        parts = {"error": error_share(squared, rows, at.variance), "penalty": self._penalty(active, rows, at)}
+        return Losses(parts["error"] + at.sparsity * parts["penalty"], parts, f.fired(), squared)
+
+    def _penalty(self, active: Tensor, rows: int, at: Step) -> Tensor:
+        """L0 is of this process' rows, and so its gradient; how far it is off is of the whole batch."""
+        l0, target = active / rows, self.spec.target_l0
+        if target is None:
+            return self.spec.l0 * l0
+        off = at.summed(active.detach()) / at.summed(torch.tensor(rows, device=l0.device)) / target - 1
+        held = off.clamp(-NEAR, NEAR)
+        value, slope = self.multiplier * off + (2 * off - held) * held, (self.multiplier + 2 * held) / target
+        if self.training and abs(off) < NEAR:
+            self.multiplier += RATE * off
+        return value.to(l0.dtype) + slope.to(l0.dtype) * (l0 - l0.detach())
+
+
+class _Jump(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, z: Tensor, theta: Tensor, bandwidth: float, mask: Tensor | None) -> tuple[Tensor, Tensor]:
+        open_ = z > theta
+        ctx.save_for_backward(z, theta, mask)
+        ctx.bandwidth = bandwidth
+        return z * open_, open_.sum().to(z.dtype)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_f: Tensor, grad_active: Tensor) -> tuple[Tensor | None, ...]:
+        z, theta, mask = ctx.saved_tensors
+        band = (z - theta).abs() < ctx.bandwidth / 2
+        if mask is not None:
+            band &= mask
+        of_f, of_active = grad_f * band, band
+        if theta.ndim < z.ndim:
+            of_f, of_active = of_f.sum(0), of_active.sum(0)
+        return grad_f * (z > theta), -(theta * of_f + grad_active * of_active) / ctx.bandwidth, None, None
+
+
+def jump(z: Tensor, theta: Tensor, bandwidth: float, mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """JumpReLU of z, and how many are active (), with their straight-through gradients to theta, which is of z's shape or of each column.
+    Where `mask` is false, z (0 there) is no pre-activation."""
+    return _Jump.apply(z, theta, bandwidth, mask)

@@ -1,0 +1,75 @@
+"""The dense product, by the fastest library that PyTorch brings.
+
+On x86 processors that are not Intel's, MKL, which PyTorch takes for float32, reaches half the speed of oneDNN, which it brings too
+(benchmarks/sae_step.py prints both). Both add in float32; the order differs.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+_ONEDNN: list[torch.dtype] = []
+"""What it multiplies, and faster."""
+if torch.backends.mkl.is_available() and torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise"):
+    _ONEDNN += [torch.float32, *([torch.bfloat16] if torch.ops.mkldnn._is_mkldnn_bf16_supported() else [])]
+
+
+def product(a_BD: Tensor, b_DM: Tensor, bias_M: Tensor | None = None) -> Tensor:
+    """`a @ b + bias` (B, M), with gradients of all three. In the precision of `a`; under autocast computed in that of autocast."""
+    return _Product.apply(a_BD, b_DM, bias_M)
+
+
+def masked(a_BD: Tensor, b_DM: Tensor, bias_M: Tensor, value_BM: Tensor, mask_BM: Tensor) -> Tensor:
+    """`a @ b + bias` where a mask is true, else 0, given its value; gradients reach a, b and bias."""
+    return _Masked.apply(a_BD, b_DM, bias_M, value_BM.detach(), mask_BM)
+
+
+def _times(a: Tensor, b: Tensor, bias: Tensor | None, autocast: torch.dtype | None) -> Tensor:
+    if autocast is None and a.device.type == "cpu" and a.dtype == b.dtype and a.dtype in _ONEDNN and a.numel() and b.numel():
+        return torch.ops.mkldnn._linear_pointwise(a, b.T, bias, "none", [], "")
+    with torch.autocast(a.device.type, autocast, enabled=autocast is not None):
+        return (a @ b if bias is None else torch.addmm(bias, a, b)).to(a.dtype)
+
+
+def _autocast(a: Tensor) -> torch.dtype | None:
+    kind = a.device.type
+    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
+
+
+def _gradients(ctx: Any, grad_BM: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    a_BD, b_DM = ctx.saved_tensors[:2]
+    of_a, of_b, of_bias = ctx.needs_input_grad[:3]
+    grad_a = _times(grad_BM, b_DM.T, None, ctx.autocast) if of_a else None
+    grad_b = None
+    if of_b:  # laid out as b is, so that it becomes the gradient without a copy
+        by_row = b_DM.is_contiguous()
+        grad_b = _times(a_BD.T, grad_BM, None, ctx.autocast) if by_row else _times(grad_BM.T, a_BD, None, ctx.autocast).T
+    return grad_a, grad_b, grad_BM.sum(0) if of_bias else None
+
+
+class _Product(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, a_BD: Tensor, b_DM: Tensor, bias_M: Tensor | None) -> Tensor:
+        ctx.save_for_backward(a_BD, b_DM)
+        ctx.autocast = _autocast(a_BD)
+        return _times(a_BD, b_DM, bias_M, ctx.autocast)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_BM: Tensor) -> tuple[Tensor | None, ...]:
+        return _gradients(ctx, grad_BM)
+
+
+class _Masked(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, a_BD: Tensor, b_DM: Tensor, bias_M: Tensor, value_BM: Tensor, mask_BM: Tensor) -> Tensor:
+        ctx.save_for_backward(a_BD, b_DM, mask_BM)
+        ctx.autocast = _autocast(a_BD)
+        return value_BM * mask_BM
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_BM: Tensor) -> tuple[Tensor | None, ...]:
+        return (*_gradients(ctx, grad_BM * ctx.saved_tensors[2]), None, None)

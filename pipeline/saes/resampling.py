@@ -1,0 +1,47 @@
+"""Dead latents get directions of rows that are reconstructed badly (Bricken et al. 2023, "Towards Monosemanticity", on resampling).
+
+- a row is drawn with a probability that goes with the square of its loss, and no row twice, so that no two latents are given the same
+- the decoder's row is the row's direction from b_dec, of norm 1; the encoder's the same direction, a fifth as long as those of live
+  latents are on average; the bias is 0, and other settings of the latent (thresholds, gates) are what they were at the start
+- what all latents share (b_dec, a skip map) is left alone
+"""
+
+import torch
+from torch import Tensor
+
+from pipeline.saes.base import SAE
+
+ENCODER_NORM = 0.2
+"""Of a new encoder row, as a share of the mean norm of live ones."""
+BATCH = 1024
+_SHARED = ("b_dec", "W_skip")
+
+
+def axes(sae: SAE) -> dict[str, int]:
+    """The parameters that latents have for themselves, and along which of their dimensions the latents lie."""
+    return {name: 1 if name == "W_enc" else 0 for name, _ in sae.named_parameters() if name not in _SHARED}
+
+
+@torch.no_grad()
+def resample(sae: SAE, dead_M: Tensor, x_ND: Tensor, y_NE: Tensor, seed: int) -> Tensor:
+    """Gives dead latents new directions, from rows and what is predicted from them, in units of training. Returns which were changed: as
+    many as there are rows that are not perfect."""
+    loss_N = torch.cat([(sae(x) - y).square().sum(1) for x, y in zip(x_ND.split(BATCH), y_NE.split(BATCH), strict=True)]).double().cpu()
+    chance_N = (loss_N / loss_N.max().clamp_min(torch.finfo(loss_N.dtype).tiny)).square()
+    dead = dead_M.nonzero().squeeze(1)
+    dead = dead[: int((chance_N > 0).sum())]
+    if not len(dead):
+        return dead
+    rows = torch.multinomial(chance_N, len(dead), generator=torch.Generator().manual_seed(seed)).to(x_ND.device)
+    out = _unit(y_NE[rows] - sae.b_dec)
+    into = out if sae.spec.outputs is None else _unit(x_ND[rows] - x_ND.mean(0))
+    norm_M = sae.W_enc.norm(dim=0)
+    live_M = ~dead_M if not dead_M.all() else dead_M
+    sae.W_dec[dead] = out
+    sae.W_enc[:, dead] = ENCODER_NORM * norm_M[live_M].mean() * into.T
+    sae.restart(dead)
+    return dead
+
+
+def _unit(x_ND: Tensor) -> Tensor:
+    return x_ND / x_ND.norm(dim=1, keepdim=True).clamp_min(torch.finfo(x_ND.dtype).tiny)

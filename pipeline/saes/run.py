@@ -1,0 +1,303 @@
+"""One run of training an SAE: a function of (rows, spec, seed), however often it is interrupted.
+
+The numbers of a step are kept by the step itself: there is no second pass over rows x latents for counters, nor over the weights for
+norms, unless a setting asks for one.
+"""
+
+from collections.abc import Callable
+from copy import deepcopy
+from dataclasses import dataclass, field
+from math import isfinite
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pipeline.artifacts.errors import UserError
+from pipeline.artifacts.seeds import derive
+from pipeline.console import say
+from pipeline.saes import decoder, resampling
+from pipeline.saes.base import SAE, Losses, Step
+from pipeline.saes.held_out import HeldOut
+from pipeline.saes.units import Units
+from pipeline.study.sae import SAE as Spec
+from pipeline.training.device import autocast
+from pipeline.training.optimizer import ScheduledAdamW
+from pipeline.training.processes import ALONE, Group
+from pipeline.training.snapshot import Tensors, named, under
+
+UNMOVED = 0.05
+"""L0 that differs by less than this share between the first step and the last rows has not moved."""
+Sample = Callable[[], tuple[Tensor, Tensor]]
+
+
+@dataclass(frozen=True)
+class Data:
+    """What a run has to know of the rows it learns from."""
+
+    inputs: Units
+    outputs: Units
+    """Those of the inputs, unless it is a transcoder."""
+    variance: float
+    """Of the outputs in their units, summed over dimensions."""
+    centre_E: Tensor
+    """Where b_dec begins, in units of the outputs."""
+    rows: int
+    """Of the whole run."""
+    steps: int
+
+
+@dataclass
+class Progress:
+    """Where a run stands, but for its tensors. All of it is plain numbers and words, for snapshots."""
+
+    step: int = 0
+    rows: int = 0
+    """Seen since the start."""
+    counted: int = 0
+    """Seen since the last row of the curve."""
+    curve: list[dict[str, float]] = field(default_factory=list)
+    first_l0: float = 0.0
+    """Of the first step."""
+    best_step: int = 0
+    best_loss: float = float("inf")
+    waited: int = 0
+    """Points of the curve since the best."""
+    good_step: int = 0
+    """The last point of the curve at which all was finite."""
+    plateau: list[float] = field(default_factory=list)
+    resampled: int = 0
+    """Latents that were given new directions."""
+    wrong: str | None = None
+    diverged: bool = False
+    ended: bool = False
+
+
+class Run:
+    """A training run, step by step: `sae` is initialised and trained in place, in the units of `data`, as `spec` says."""
+
+    def __init__(
+        self,
+        sae: SAE,
+        spec: Spec,
+        data: Data,
+        group: Group = ALONE,
+        held_out: HeldOut | None = None,
+        sample: Sample | None = None,
+    ) -> None:
+        """`held_out`, which the first process has, measures weights that fit raw activations; `sample` gives the raw rows, and what is
+        predicted from them, that dead latents are resampled from."""
+        self.sae, self.spec, self.data, self.group = sae, spec, data, group
+        self.held_out, self.sample, self.settings = held_out, sample, spec.training.for_latents(sae.W_dec.shape[0])
+        self.device = data.inputs.shift.device
+        sae.initialise(data.centre_E.cpu())
+        sae.to(self.device)
+        self.optimizer = ScheduledAdamW(sae, self.settings, data.steps)
+        self.window = self.settings.window(data.rows)
+        self.every = -(-data.steps // self.settings.points)
+        self.resample_at = {max(1, round(share * data.steps)) for share in self.settings.resample}
+        self.since_M = torch.zeros(len(sae.W_dec), dtype=torch.int64, device=sae.W_dec.device)
+        """Rows since each latent fired last."""
+        self.fired_M = torch.zeros_like(self.since_M)
+        """Rows in which it fired since the last row of the curve."""
+        self.sums: Tensors = {}
+        """Of this process, since then."""
+        self.best: Tensors | None = None
+        self.good: Tensors | None = self._weights() if self.settings.when_wrong == "warn" else None
+        self.at = Progress()
+
+    def step(self, x_BD: Tensor, y_BE: Tensor) -> dict[str, float] | None:
+        """One optimizer step on a batch that all processes have; the row of the curve where the run is measured after it. `y_BE` is
+        `x_BD` itself unless it is a transcoder."""
+        rows = len(x_BD)
+        x = self.data.inputs.apply(self.group.share(x_BD))
+        y = x if y_BE is x_BD else self.data.outputs.apply(self.group.share(y_BE))
+        with autocast(self.device, self.settings.precision):
+            found = self.sae.losses(x, y, self._told())
+        found.total.backward()
+        self.group.average([p for p in self.sae.parameters() if p.requires_grad], len(x) / rows)
+        if self.sae.unit_decoder():
+            decoder.remove_parallel(self.sae.W_dec)
+        self.optimizer.step()
+        if self.sae.unit_decoder():
+            decoder.renormalise(self.sae.W_dec)
+        self._count(found, len(x) / rows, rows)
+        if self.at.step in self.resample_at:
+            self._resample()
+        return self._point() if self.at.step % self.every == 0 or self.at.step == self.data.steps else None
+
+    def _told(self) -> Step:
+        return Step(
+            self.data.variance,
+            sparsity=min(1.0, (self.at.step + 1) / max(1.0, self.settings.sparsity_warmup * self.data.steps)),
+            k=self.spec.k_at(self.at.step / self.data.steps),
+            dead_M=self._dead() if self.at.rows >= self.window else None,
+            summed=self.group.sum,
+            gathered=self.group.joined,
+        )
+
+    def _dead(self) -> Tensor:
+        """Latents that did not fire within the window, or ever while that is not over (M,)."""
+        return self.since_M >= min(self.window, self.at.rows)
+
+    @torch.no_grad()
+    def _count(self, found: Losses, share: float, rows: int) -> None:
+        """`share`: that of this process in the batch of `rows`."""
+        fired_M = self.group.sum(found.fired_M)
+        self.since_M.add_(rows).masked_fill_(fired_M > 0, 0)
+        self.fired_M += fired_M
+        for name, value in {"loss": found.total * share, **{name: part * share for name, part in found.parts.items()}}.items():
+            self._add(name, value)
+        self._add("squared_error", found.squared_error)
+        self.at.step, self.at.rows, self.at.counted = self.at.step + 1, self.at.rows + rows, self.at.counted + rows
+        if self.at.step == 1:
+            self.at.first_l0 = fired_M.sum().item() / rows
+
+    def _add(self, name: str, value: Tensor) -> None:
+        value = value.detach().double()
+        self.sums[name] = self.sums[name] + value if name in self.sums else value
+
+    def _resample(self) -> None:
+        assert self.sample is not None
+        dead_M = self._dead() if self.at.rows >= self.window else torch.zeros_like(self.since_M, dtype=torch.bool)
+        x, y = self.sample()
+        seed = derive(self.spec.seed, "sae", "resample", self.at.step)
+        changed = resampling.resample(self.sae, dead_M, self.data.inputs.apply(x), self.data.outputs.apply(y), seed)
+        for name, axis in resampling.axes(self.sae).items():
+            self.optimizer.forget(self.sae.get_parameter(name), axis, changed)
+        self.since_M[changed] = 0
+        self.at.resampled += len(changed)
+        if self.group.first:
+            say(f"step {self.at.step:,}: {len(changed):,} of {int(dead_M.sum()):,} dead latents were given new directions")
+
+    def _point(self) -> dict[str, float]:
+        """A row of the curve: means since the last one, and what is measured now."""
+        steps = self.at.step - (int(self.at.curve[-1]["step"]) if self.at.curve else 0)
+        sums = {name: self.group.sum(self.sums[name]).item() for name in sorted(self.sums)}
+        squared = sums.pop("squared_error")
+        row = {"step": self.at.step, "lr": self.optimizer.lr, **{name: value / steps for name, value in sums.items()}}
+        row["fve"] = 1 - squared / self.at.counted / self.data.variance
+        row["l0"] = self.fired_M.sum().item() / self.at.counted
+        row["dead"] = self._dead().double().mean().item()
+        self.at.curve.append(row)
+        fault = self._fault(row)
+        if self.held_out and not fault:
+            row |= self.held_out.measure(self.folded())
+        if self.group.said(not isfinite(row.get("validation_fve", 0.0))):
+            fault = "the loss on held-out rows is not finite"
+        if fault:
+            self._diverged(fault)
+            return row
+        self.fired_M.zero_()
+        self.sums, self.at.counted = {}, 0
+        self._judge(row)
+        self.optimizer.plateau.factor = self.group.said(self.optimizer.plateau.factor)
+        stale = self.settings.stop_after is not None and self.at.waited >= self.settings.stop_after
+        self.at.ended = self.at.step == self.data.steps or bool(self.group.said(stale))
+        if self.at.ended:
+            self._check_l0(row)
+        return row
+
+    def _judge(self, row: dict[str, float]) -> None:
+        """Keeps the best weights, and counts the points since."""
+        if self.good is not None:
+            self.good, self.at.good_step = self._weights(), self.at.step
+        if "validation_fve" not in row:
+            return
+        loss = 1 - row["validation_fve"]
+        self.optimizer.plateau.measured(loss)
+        if loss < self.at.best_loss:
+            self.at.best_loss, self.at.best_step, self.at.waited, self.best = loss, self.at.step, 0, self._weights()
+        else:
+            self.at.waited += 1
+
+    def _fault(self, row: dict[str, float]) -> str | None:
+        if not isfinite(row["loss"]):
+            return f"the loss is {row['loss']}"
+        return None if all(p.isfinite().all() for p in self.sae.parameters()) else "the weights are not finite"
+
+    def _diverged(self, fault: str) -> None:
+        told = f"training diverged: {fault} after step {self.at.step:,}; lower training.lr"
+        if self.good is None:
+            raise UserError(f"{told}, or give `training.when_wrong: warn` to go on with the last good weights")
+        self._tell(f"{told}. The weights are those of step {self.at.good_step:,}")
+        self.sae.load_state_dict(self.good)
+        self.at.diverged = self.at.ended = True
+
+    def _check_l0(self, row: dict[str, float]) -> None:
+        """A penalty that moves nothing is no penalty: what was meant to be swept is not (the complaint of SAELens' issue 494)."""
+        if not self.spec.penalised() or abs(row["l0"] - self.at.first_l0) > UNMOVED * self.at.first_l0:
+            return
+        told = f"L0 did not move under the sparsity penalty: {self.at.first_l0:.4g} at the first step, {row['l0']:.4g} at the last"
+        if self.settings.when_wrong == "stop":
+            raise UserError(f"{told}; raise the penalty, train longer, or give `training.when_wrong: warn`")
+        self._tell(told)
+
+    def _tell(self, what: str) -> None:
+        self.at.wrong = what
+        if self.group.first:
+            say(f"warning: {what}")
+
+    def _weights(self) -> Tensors:
+        """A copy of what inference needs, beside the device."""
+        return {name: value.detach().to("cpu", copy=True) for name, value in self.sae.state_dict().items()}
+
+    def folded(self, weights: Tensors | None = None) -> SAE:
+        """A copy that takes raw activations; with other weights of this run, or those it has."""
+        found = deepcopy(self.sae)
+        if weights is not None:
+            found.load_state_dict(weights)
+        found.fold(self.data.inputs, self.data.outputs)
+        return found.eval().requires_grad_(False)
+
+    def kept(self) -> SAE:
+        """The weights the study goes on with, folded."""
+        return self.folded(self.best if self.settings.keep == "best" and self.best else None)
+
+    @property
+    def kept_step(self) -> int:
+        """The step after which they were the weights."""
+        last = self.at.good_step if self.at.diverged else self.at.step
+        return self.at.best_step if self.settings.keep == "best" and self.best else last
+
+    def facts(self) -> dict[str, Any]:
+        """What the run's manifest says of it; `dead` and what was measured on held-out rows are of the kept weights."""
+        row = next((row for row in self.at.curve if row["step"] == self.kept_step), {})
+        measured = {name: value for name, value in row.items() if name == "dead" or name.startswith("validation_")}
+        return measured | {
+            "rows_seen": self.at.rows,
+            "steps": self.at.step,
+            "lr": self.settings.lr,
+            "dead_window": self.window,
+            "resampled": self.at.resampled,
+            "kept": self.settings.keep,
+            "kept_step": self.kept_step,
+            "wrong": self.at.wrong,
+        }
+
+    def tensors(self) -> Tensors:
+        """All tensors of the run's state. Every process has to call it; the first one's are whole."""
+        found = named("model.", _state(self.sae)) | named("optimizer.", self.optimizer.tensors())
+        found |= {"since": self.since_M, "fired": self.fired_M}
+        found |= named("best.", self.best or {}) | named("good.", self.good or {})
+        for name in sorted(self.sums):
+            found |= {f"sums.{rank}.{name}": value for rank, value in enumerate(self.group.gathered(self.sums[name]))}
+        self.at.plateau = self.optimizer.plateau.state()
+        return found
+
+    def restore(self, tensors: Tensors, values: dict[str, Any]) -> None:
+        """Goes on from a snapshot."""
+        self.at = Progress(**values)
+        with torch.no_grad():
+            for name, value in _state(self.sae).items():
+                value.copy_(tensors[f"model.{name}"])
+        self.optimizer.restore({name: value.to(self.device) for name, value in under("optimizer.", tensors).items()}, self.at.step)
+        self.optimizer.plateau.restore(self.at.plateau)
+        self.since_M, self.fired_M = tensors["since"].to(self.device), tensors["fired"].to(self.device)
+        self.sums = {name: value.to(self.device) for name, value in under(f"sums.{self.group.rank}.", tensors).items()}
+        self.best, self.good = under("best.", tensors) or None, under("good.", tensors) or None
+
+
+def _state(sae: SAE) -> Tensors:
+    """All that an SAE learns or carries, also what inference does not need."""
+    return dict(sae.named_parameters()) | dict(sae.named_buffers())

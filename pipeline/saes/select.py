@@ -1,0 +1,105 @@
+"""Which latents survive: the k largest of each row (TopK), or the largest of a whole batch (BatchTopK).
+
+Both first look at the maxima of blocks: where the k-th largest maximum is t, the k largest values are at least t, and lie in blocks whose
+maximum is. So few values are left to choose from, and the choice is exact.
+"""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from pipeline.saes.kernels import Active
+from pipeline.saes.product import product
+
+_BLOCK = 32
+"""Latents in a block: of shorter ones PyTorch takes maxima more slowly."""
+
+
+def rows(pre_BM: Tensor, k: int) -> Tensor:
+    """Index (B, K) of the k largest of each row, in no order."""
+    pre_BM = pre_BM.detach()
+    if pre_BM.is_cuda or not _blocks_pay(pre_BM, k):
+        return pre_BM.topk(k, dim=1, sorted=False).indices
+    row, index, value = _above(pre_BM, k)
+    starts, together_BN = _by_row(row, value, len(pre_BM))
+    return index[starts[:-1].unsqueeze(1) + together_BN.topk(k, dim=1, sorted=False).indices]
+
+
+def screened(x_BD: Tensor, W_enc: Tensor, b_enc: Tensor, k: int, signed: bool) -> tuple[Active, Tensor]:
+    """The k largest of each row of `x @ W_enc + b_enc`, of the positive ones unless `signed`, and their values (N,).
+
+    The whole product is computed in bfloat16 alone; of somewhat more than k candidates in each row the values are then computed exactly.
+    A latent is missed only if rounding moves it past all the candidates that are not chosen.
+    """
+    x_BD, W_enc, b_enc = x_BD.detach(), W_enc.detach(), b_enc.detach()
+    rows, latents = len(x_BD), W_enc.shape[1]
+    rough_BM = product(x_BD.bfloat16(), W_enc.bfloat16(), b_enc.bfloat16()).float()
+    row, index, _ = _above(rough_BM, min(latents, k + max(4, k // 8)))
+    candidates = Active.pairs(row, index, rows, latents)
+    value = candidates.inner(x_BD, W_enc.T) + b_enc[index]
+    starts, together_BN = _by_row(row, value, rows)
+    chosen_BK = starts[:-1].unsqueeze(1) + together_BN.topk(k, dim=1, sorted=False).indices
+    kept = torch.zeros_like(row, dtype=torch.bool).index_fill_(0, chosen_BK.flatten(), True)
+    if not signed:
+        kept &= ~(value <= 0)
+    return Active.pairs(row[kept], index[kept], rows, latents), value[kept]
+
+
+def _blocks_pay(pre_BM: Tensor, k: int) -> bool:
+    rows, latents = pre_BM.shape
+    return rows > 0 and latents % _BLOCK == 0 and latents // _BLOCK >= 2 * k and pre_BM.is_contiguous()
+
+
+def _above(pre_BM: Tensor, k: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Row, latent and value of at least the k largest of each row, and of few more, ordered by row."""
+    count, latents = pre_BM.shape
+    if not _blocks_pay(pre_BM, k):
+        row, index = (~(pre_BM < pre_BM.topk(k, dim=1, sorted=False).values.amin(1, keepdim=True))).nonzero().unbind(1)
+        return row, index, pre_BM[row, index]
+    maxima_BK, block_BK = pre_BM.view(count, -1, _BLOCK).amax(2).topk(k, dim=1, sorted=False)
+    starts = torch.arange(0, pre_BM.numel() // _BLOCK, latents // _BLOCK, device=pre_BM.device)
+    left_BN = pre_BM.view(-1, _BLOCK).index_select(0, (block_BK + starts.unsqueeze(1)).flatten()).view(count, -1)
+    row, place = (~(left_BN < maxima_BK.amin(1, keepdim=True))).nonzero().unbind(1)  # NaN is kept
+    return row, block_BK[row, place // _BLOCK] * _BLOCK + place % _BLOCK, left_BN[row, place]
+
+
+def _by_row(row_N: Tensor, value_N: Tensor, rows: int) -> tuple[Tensor, Tensor]:
+    """Where each row's values begin, and the values, a row each, filled up with the least there is."""
+    starts = torch.searchsorted(row_N, torch.arange(rows + 1, device=row_N.device))
+    column = torch.arange(len(row_N), device=row_N.device) - starts[row_N]
+    room = value_N.new_full((rows, int(starts.diff().amax())), -torch.inf)
+    return starts, room.index_put_((row_N, column), value_N)
+
+
+def batch(pre_BM: Tensor, count: int, gathered: Callable[[Tensor], Tensor] = lambda value: value) -> tuple[Active, Tensor]:
+    """The pairs that are positive and among the `count` largest of the batch, and the smallest value among them () (0 where there is none).
+
+    `gathered` joins the values of all processes that share the batch: the `count` largest are then of all of them, the pairs those of this
+    one. Of equal values at the edge all are kept, so that the choice depends on no order.
+    """
+    pre_BM = pre_BM.detach()
+    row, index, value = _candidates(pre_BM, count)
+    largest = pre_BM.new_zeros(count)
+    found = value.topk(min(count, len(value)), sorted=False).values
+    largest[: len(found)] = found
+    kept = gathered(largest).topk(count, sorted=False).values
+    edge = torch.where(kept > 0, kept, torch.inf).amin()
+    inside = value >= edge
+    return Active.pairs(row[inside], index[inside], *pre_BM.shape), edge.nan_to_num(posinf=0.0)
+
+
+def _candidates(pre_BM: Tensor, count: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Row, latent and value of positive pairs, in order, the `count` largest positive values among them."""
+    rows, latents = pre_BM.shape
+    blocks, rest = divmod(latents, _BLOCK)
+    if rest or rows * blocks < 2 * count:
+        row, index = (pre_BM > 0).nonzero().unbind(1)
+        return row, index, pre_BM[row, index]
+    maxima = pre_BM.view(rows * blocks, _BLOCK).amax(1)
+    low = maxima.topk(count, sorted=False).values.amin().clamp_min(0)
+    taken = ((maxima >= low) & (maxima > 0)).nonzero().squeeze(1)
+    left = pre_BM.view(-1, _BLOCK).index_select(0, taken)
+    block, place = ((left >= low) & (left > 0)).nonzero().unbind(1)
+    at = taken[block]
+    return at // blocks, at % blocks * _BLOCK + place, left[block, place]

@@ -1,0 +1,40 @@
+"""Settings of the JumpReLU SAE."""
+
+from typing import Literal, Self
+
+from pydantic import model_validator
+
+from pipeline.study.base import NonNegative, Positive
+from pipeline.study.sae import SAE, Normalise
+
+
+class JumpReLU(SAE):
+    """Pre-activations above a learned threshold of each latent survive as they are, under an L0 penalty (Rajamanoharan et al. 2024,
+    arXiv 2407.14435)."""
+
+    architecture: Literal["jumprelu"]
+    l0: NonNegative = 1e-3
+    """Weight of L0 beside the reconstruction error, which is a share of the variance: a latent stays active where it explains more than
+    that share. With `target_l0` it is where the weight begins."""
+    target_l0: Positive | None = None
+    """The L0 to reach: the weight is found while training."""
+    threshold: NonNegative = 1.0
+    """Where thresholds begin, in units of training, in which a random direction's pre-activation has variance 1 (`normalise`): a sixth of
+    the latents are active. From 0.05, where the paper's begin (0.001 in units in which activations have norm 1, at its width of 2304), runs
+    of a thousand steps do not reach a usual L0."""
+    bandwidth: Positive = 0.05
+    """Width of the band around the threshold in which pre-activations move it, in the same units; the paper's 0.001 at that width."""
+    normalise: Normalise = Normalise(scale="norm")
+
+    @model_validator(mode="after")
+    def _in_units_of_the_band(self) -> Self:
+        if self.normalise.scale == "none":
+            raise ValueError("normalise.scale: thresholds and their bandwidth are in normalised units; `norm` or `whiten`")
+        return self
+
+    def penalised(self) -> bool:
+        return self.l0 > 0 or self.target_l0 is not None
+
+    def problems(self, width: int) -> list[str]:
+        latents = self.latents or 8 * width
+        return [f"target_l0: {self.target_l0} is more than the {latents} latents"] if (self.target_l0 or 0) > latents else []

@@ -1,0 +1,164 @@
+"""Dead latents: counted in rows, and brought back by resampling and by AuxK on data that kills them."""
+
+import numpy as np
+import pytest
+import torch
+
+from pipeline.saes import checkpoint, resampling
+from pipeline.study.kinds import kinds
+from pipeline.study.sae import SAETraining
+from tests.saes.runs import RELU, TOPK, TRAINING, made, rows, run
+
+
+@pytest.mark.parametrize(
+    ("tokens", "share", "rows", "window"), [(10_000_000, 0.2, 1_000_000, 200_000), (50_000, 0.2, 1_000_000, 50_000), (10, 0.1, 3, 1)]
+)
+def test_the_window_is_the_smaller_of_a_number_of_tokens_and_a_share_of_the_run(tokens, share, rows, window):
+    assert SAETraining(dead_tokens=tokens, dead_share=share).window(rows) == window
+
+
+def test_the_window_is_printed_and_in_the_facts(store, capsys):
+    found = run(store, **TOPK, training={**TRAINING, "dead_share": 0.25})
+    assert found.facts()["dead_window"] == 600
+    assert "has not fired in 600 rows, 25% of the run" in capsys.readouterr().err
+
+
+def test_rows_since_a_latent_fired_are_counted_and_the_sae_is_told_who_is_dead(store):
+    """Against a count by hand, of what the SAE says fired."""
+    found, _, batches = made(store, **TOPK, training={**TRAINING, "dead_share": 0.05})
+    since, losses = np.zeros(24, dtype=int), found.sae.losses
+    told, fired = [], []
+    found.sae.losses = lambda x, y, at: (told.append(at.dead_M), fired.append(losses(x, y, at)))[1] or fired[-1]
+    seen = 0
+    for batch in batches.batches(epochs=2):
+        found.step(batch["x"], batch["x"])
+        expected = since >= found.window if seen >= found.window else None
+        assert told[-1] is None if expected is None else np.array_equal(told[-1].numpy(), expected)
+        since = np.where(fired[-1].fired_M.numpy() > 0, 0, since + len(batch))
+        seen += len(batch)
+        assert np.array_equal(found.since_M.numpy(), since)
+        if found.at.curve and found.at.curve[-1]["step"] == found.at.step:
+            assert found.at.curve[-1]["dead"] == (since >= min(seen, found.window)).mean()
+    assert any(one is not None and one.any() for one in told)
+
+
+def killed(store, **spec):
+    """A run in which all latents but four are dead at the start: their directions point away from all rows."""
+    found, _, batches = made(store, **spec)
+    with torch.no_grad():
+        found.sae.b_enc[4:] = -100.0
+    return found, _, batches
+
+
+def trained(found, batches, epochs: int = 8):
+    for batch in batches.batches(epochs=epochs):
+        found.step(batch["x"], batch["x"])
+    return found
+
+
+KILLING = {**TRAINING, "dead_share": 0.1, "points": 8}
+
+
+@pytest.mark.parametrize("spec", [TOPK, {**RELU, "l1": 0.003}, {"architecture": "batchtopk", "k": 3}], ids=str)
+def test_resampling_brings_dead_latents_back(store, spec):
+    spec = {**spec, "auxk": 0} if "k" in spec else spec
+    found, _, batches = killed(store, **spec, training=KILLING)
+    left = trained(found, batches).at.curve[-1]
+    assert left["dead"] >= 20 / 24, "without it they stay dead"
+    found, _, batches = killed(store, **spec, training={**KILLING, "resample": [0.25, 0.5]})
+    back = trained(found, batches).at.curve[-1]
+    assert back["dead"] < 0.5
+    assert back["fve"] > left["fve"] + 0.05
+    assert found.facts()["resampled"] >= 20
+
+
+@pytest.mark.parametrize("architecture", [name for name, kind in kinds("saes").items() if "auxk" in kind.model_fields])
+def test_auxk_brings_dead_latents_back(store, architecture):
+    """Latents that are too weak to be among the largest, which nothing else would ever change; at its weight by default."""
+    training = {**KILLING, "lr": 0.003, "dead_share": 0.05}
+    spec, ends = {"architecture": architecture, "k": 3, "training": {**training, "epochs": 30}}, []
+    for weight in ({"auxk": 0}, {}):
+        found, _, batches = made(store, **spec, **weight)
+        with torch.no_grad():
+            found.sae.W_enc[:, 4:] *= 0.05
+            found.sae.b_enc[:4] = 1.0
+        ends.append(trained(found, batches, 30).at.curve[-1])
+    without, with_it = ends
+    assert without["dead"] > 0.7
+    assert with_it["dead"] < 0.7 * without["dead"]
+    assert with_it["fve"] > without["fve"] + 0.1
+
+
+def test_what_resampling_changes_and_what_it_leaves(store):
+    found, _, batches = killed(store, **{**RELU, "decoder": "unit"}, training=KILLING)
+    trained(found, batches, 1)
+    sae, x = found.sae, torch.from_numpy(rows().astype(np.float32))
+    before = {name: value.clone() for name, value in sae.state_dict().items()}
+    dead_M = torch.arange(24) >= 4
+    changed = resampling.resample(sae, dead_M, x, x, seed=1)
+    assert torch.equal(changed, torch.arange(4, 24))
+    assert torch.equal(sae.b_dec, before["b_dec"]), "shared biases are left alone"
+    assert torch.equal(sae.W_dec[:4], before["W_dec"][:4])
+    assert torch.equal(sae.W_enc[:, :4], before["W_enc"][:, :4])
+    assert torch.equal(sae.b_enc[:4], before["b_enc"][:4])
+    assert not sae.b_enc[4:].any()
+    directions = (x - before["b_dec"]) / (x - before["b_dec"]).norm(dim=1, keepdim=True)
+    match, row = (sae.W_dec[4:] @ directions.T).max(1)
+    torch.testing.assert_close(match, torch.ones(20))
+    assert len(set(row.tolist())) == 20, "distinct inputs"
+    length = 0.2 * before["W_enc"][:, :4].norm(dim=0).mean()
+    torch.testing.assert_close(sae.W_enc[:, 4:], length * sae.W_dec[4:].T)
+
+
+def test_rows_are_drawn_by_the_square_of_their_loss(build):
+    """Three rows whose losses are 1, 2 and 3: the chances are 1, 4 and 9 of 14."""
+    sae, _ = build(width=6, **RELU, latents=3)
+    with torch.no_grad():
+        for parameter in sae.parameters():
+            parameter.zero_()
+        sae.W_enc[0], sae.b_enc[:] = 1.0, -100.0
+    x = torch.diag(torch.tensor([1.0, 2.0, 3.0, 0, 0, 0]).sqrt())[:3]
+    drawn = np.zeros(3)
+    for seed in range(2000):
+        with torch.no_grad():
+            sae.W_dec.zero_()
+        resampling.resample(sae, torch.tensor([False, True, False]), x, x, seed)
+        drawn[int(sae.W_dec[1].argmax())] += 1
+    np.testing.assert_allclose(drawn / 2000, np.array([1, 4, 9]) / 14, atol=0.04)
+
+
+def test_resampled_latents_begin_anew_in_the_optimizer_and_in_the_count(store):
+    found, _, batches = killed(store, **RELU, training={**KILLING, "resample": [0.25]})
+    moments = found.optimizer.adamw.state
+    for batch in batches.batches(epochs=2):
+        found.step(batch["x"], batch["x"])
+        if found.at.step == 20:
+            break
+    assert found.at.resampled == 20
+    assert not found.since_M[4:].any()
+    for name, axis in (("W_enc", 1), ("W_dec", 0), ("b_enc", 0)):
+        parameter = found.sae.get_parameter(name)
+        for moment in ("exp_avg", "exp_avg_sq"):
+            assert not moments[parameter][moment].index_select(axis, torch.arange(4, 24)).any()
+            assert moments[parameter][moment].index_select(axis, torch.arange(4)).any()
+    assert moments[found.sae.b_dec]["exp_avg"].all()
+
+
+def test_no_more_latents_are_resampled_than_there_are_rows_with_a_loss(build):
+    sae, _ = build(width=6, **RELU, latents=20)
+    x = torch.randn(5, 6, generator=torch.Generator().manual_seed(0))
+    assert len(resampling.resample(sae, torch.ones(20, dtype=torch.bool), x, x, 0)) == 5
+
+
+def test_a_transcoder_is_given_directions_of_each_side(build):
+    spec = {"architecture": "relu", "latents": 10, "hook": "in", "output": "out", "outputs": ["out"]}
+    sae, _ = checkpoint.build(spec, 6, 4)
+    sae.initialise(torch.zeros(4))
+    generator = torch.Generator().manual_seed(0)
+    x, y = torch.randn(50, 6, generator=generator) + 5, torch.randn(50, 4, generator=generator)
+    changed = resampling.resample(sae, torch.arange(10) >= 7, x, y, 0)
+    assert changed.tolist() == [7, 8, 9]
+    for latent in changed.tolist():
+        row = int((sae.W_dec[latent] @ (y / y.norm(dim=1, keepdim=True)).T).argmax())
+        into = x[row] - x.mean(0)
+        torch.testing.assert_close(sae.W_enc[:, latent], 0.2 * into / into.norm())

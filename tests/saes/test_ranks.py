@@ -1,0 +1,107 @@
+"""Processes that share each batch end in the weights of one."""
+
+import json
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.distributed as dist
+from safetensors.torch import load_file, save_file
+
+from pipeline.artifacts.manifest import MANIFEST
+from pipeline.saes import checkpoint, units
+from pipeline.saes.run import Data, Run
+from pipeline.study.kinds import kinds
+from pipeline.training.processes import Group
+from tests.saes.runs import TRAINING, rows
+
+STEPS = 30
+
+
+def spec(architecture: str, **more) -> dict:
+    given = {"architecture": architecture, "activations": "a", "latents": 24, "threads": 1, **({"normalise": {"scale": "norm"}}), **more}
+    given |= {"k": 3} if "k" in kinds("saes")[architecture].model_fields else {}
+    settings = kinds("saes")[architecture].model_validate({**given, "training": {**TRAINING, **more.get("training", {})}}).settings()
+    return {**settings, "hook": "x", "metadata": {"model_name": "m"}}
+
+
+def shared(architecture: str, rank: int, size: int, folder: Path) -> None:
+    """A run in float64, in this process of `size`; it leaves its weights and its curve."""
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder / f'meeting-{size}'}", rank=rank, world_size=size)
+    training = {"resample": [0.5], "dead_share": 0.1, "points": 5}
+    sae, settings = checkpoint.build(spec(architecture, training=training), 8)
+    x = torch.from_numpy(rows())
+    plain, width = units.Units(torch.zeros(8, dtype=torch.float64)), x.mean(0)
+    data = Data(plain, plain, (x - width).square().sum(1).mean().item(), width, STEPS * 31, STEPS)
+    run = Run(sae.double(), settings, data, Group(rank, size), sample=lambda: (x, x))
+    with torch.no_grad():
+        for name in sae._BIASES:
+            sae.get_parameter(name)[16:] = -100.0  # dead, to be resampled
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(STEPS):
+        batch = x[torch.randperm(len(x), generator=generator)[:31]]  # which two cannot share evenly
+        run.step(batch, batch)
+    assert run.at.resampled, "nothing was resampled"
+    save_file({name: value.contiguous() for name, value in sae.state_dict().items()}, folder / f"{size}-{rank}.safetensors")
+    (folder / f"{size}-{rank}.json").write_text(json.dumps(run.at.curve))
+
+
+@pytest.mark.parametrize("architecture", kinds("saes"))
+def test_two_processes_give_the_weights_of_one(architecture, tmp_path):
+    fresh = multiprocessing.get_context("forkserver")
+    fresh.set_forkserver_preload(["pipeline.steps.train_sae"])
+    started = [fresh.Process(target=shared, args=(architecture, rank, size, tmp_path)) for size in (1, 2) for rank in range(size)]
+    for one in started:
+        one.start()
+    for one in started:
+        one.join(100)
+    assert [one.exitcode for one in started] == [0, 0, 0]
+    alone, first, second = (load_file(tmp_path / f"{name}.safetensors") for name in ("1-0", "2-0", "2-1"))
+    assert alone["W_dec"].dtype == torch.float64
+    assert max((alone[name] - first[name]).abs().max().item() for name in alone) < 1e-9
+    assert all(torch.equal(first[name], second[name]) for name in first), "both have the same weights"
+    assert any(not torch.equal(alone[name], first[name]) for name in alone), "the second run was not shared at all"
+    curves = [json.loads((tmp_path / f"{name}.json").read_text()) for name in ("1-0", "2-0")]
+    for one, two in zip(*curves, strict=True):
+        assert one == pytest.approx(two, rel=1e-7)
+
+
+def command(settings: dict, store, validation, out: Path) -> list[str]:
+    given = ["--store", store.artifact.folder / MANIFEST, "--validation", validation.artifact.folder / MANIFEST, "--out", out]
+    return [sys.executable, "-m", "pipeline.steps.train_sae", "--spec", json.dumps(settings), *map(str, given)]
+
+
+@pytest.mark.slow
+def test_processes_that_torchrun_starts_give_the_weights_of_one_and_go_on_after_a_kill(store, validation, tmp_path):
+    found = {}
+    environment = {**os.environ, "SAEFLOW_SNAPSHOT_SECONDS": "0"}
+    for count in (1, 2):
+        settings = spec("topk", training={"processes": count, "epochs": 20})
+        done = subprocess.run(
+            command(settings, store, validation, tmp_path / str(count)), capture_output=True, text=True, check=False, timeout=200
+        )
+        assert done.returncode == 0, done.stderr[-3000:]
+        found[count] = load_file(tmp_path / str(count) / "sae_weights.safetensors")
+    for name, value in found[1].items():
+        np.testing.assert_allclose(found[2][name], value, atol=1e-5)
+    with subprocess.Popen(command(settings, store, validation, tmp_path / "killed"), env=environment, stderr=subprocess.PIPE) as killed:
+        snapshot = tmp_path / "killed/.resume/run.safetensors"
+        while not snapshot.is_file() and killed.poll() is None:
+            time.sleep(0.01)
+        killed.send_signal(signal.SIGKILL)
+    assert killed.returncode == -signal.SIGKILL
+    time.sleep(0.5)  # its processes end with it
+    done = subprocess.run(
+        command(settings, store, validation, tmp_path / "killed"), capture_output=True, text=True, check=False, env=environment, timeout=200
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "discarded" not in done.stderr
+    assert (tmp_path / "killed" / MANIFEST).read_bytes() == (tmp_path / "2" / MANIFEST).read_bytes()

@@ -1,0 +1,315 @@
+"""Runs: what the curve says, what pairs variants, units, warm-up, divergence, held-out rows."""
+
+import json
+from itertools import pairwise
+from math import log10
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+from pipeline.artifacts.errors import UserError
+from pipeline.saes.train import log_sparsity, train
+from pipeline.study.kinds import kinds
+from pipeline.training.curve import Curve
+from tests.saes.runs import RELU, TOPK, TRAINING, bits, listened, made, rows, run
+
+
+@pytest.mark.parametrize("spec", [RELU, TOPK], ids=str)
+def test_it_learns_and_equal_runs_end_in_equal_bytes(store, spec):
+    one, again, other = run(store, **spec), run(store, **spec), run(store, **spec, seed=1)
+    assert one.at.curve[-1]["fve"] > 0.7
+    assert one.at.curve[-1]["loss"] < 0.6 * one.at.curve[0]["loss"]
+    assert bits(one) == bits(again)
+    assert one.at.curve == again.at.curve
+    assert bits(one) != bits(other)
+
+
+def test_a_run_does_not_depend_on_how_the_store_is_cut(make_store):
+    """While its rows fit the memory."""
+    found = {chunk: bits(run(make_store(rows(), chunk_rows=chunk, shard_rows=100, name=f"s{chunk}"), **TOPK)) for chunk in (50, 100)}
+    assert found[50] == found[100]
+
+
+def test_variants_of_a_seed_are_paired(store):
+    """Same initial weights and same batches, whatever else is swept."""
+    seen = {}
+    for l1 in (0.0, 0.5):
+        found, source, batches = made(store, **{**RELU, "l1": l1})
+        train({"sae": listened(found, seen.setdefault(l1, []))}, source, batches)
+    assert torch.equal(seen[0.0][0][1], seen[0.5][0][1])
+    assert all(torch.equal(a[0], b[0]) for a, b in zip(seen[0.0], seen[0.5], strict=True))
+    assert not torch.equal(seen[0.0][-1][1], seen[0.5][-1][1])
+
+
+def test_a_run_is_all_rows_in_every_epoch(store):
+    found, source, batches = made(store, **TOPK)
+    train({"sae": listened(found, seen := [])}, source, batches)
+    assert found.at.curve[-1]["step"] == found.at.step == len(seen) == 80
+    assert found.at.rows == 8 * 300
+    for epoch in range(8):
+        every = np.sort(torch.cat([x for x, *_ in seen[10 * epoch : 10 * epoch + 10]])[:, 0].numpy())
+        assert np.array_equal(every, np.sort(rows().astype(np.float32)[:, 0]))
+
+
+def still(store, validation=None, **spec):
+    """A run whose learning rate is too small to move a float."""
+    training = {**TRAINING, "epochs": 1, "batch": 300, "lr": 1e-30, "sparsity_warmup": 0}
+    return run(store, validation, **{**spec, "training": training})
+
+
+def test_the_numbers_of_the_curve_are_those_of_the_rows_seen(store):
+    found = still(store, **{**RELU, "l1": 0.2})
+    x = torch.from_numpy(rows().astype(np.float32))
+    with torch.no_grad():
+        f = found.sae.encode(x)
+        squared = (found.sae.decode(f) - x).double().square().sum().item()
+    (row,) = found.at.curve
+    assert row["fve"] == pytest.approx(1 - squared / 300 / rows().astype(np.float32).astype(np.float64).var(0).sum(), rel=1e-4)
+    assert row["l0"] == pytest.approx((f != 0).sum().item() / 300)
+    assert row["dead"] == pytest.approx((f == 0).all(0).sum().item() / 24)
+    assert row["loss"] == pytest.approx(row["error"] + 0.2 * row["l1"], rel=1e-5)
+
+
+def test_what_is_measured_on_held_out_rows_is_of_those_rows(store, validation):
+    found = still(store, validation, **RELU)
+    x = rows(200, seed=1).astype(np.float32).astype(np.float64)
+    w = {name: value.double().numpy() for name, value in found.sae.state_dict().items()}
+    f = np.maximum((x - w["b_dec"]) @ w["W_enc"] + w["b_enc"], 0)
+    squared = ((f @ w["W_dec"] + w["b_dec"] - x) ** 2).sum()
+    (row,) = found.at.curve
+    assert row["validation_fve"] == pytest.approx(1 - squared / ((x - x.mean(0)) ** 2).sum(), rel=1e-5)
+    assert row["validation_l0"] == pytest.approx((f > 0).sum() / 200)
+    assert row["validation_dead"] == pytest.approx((f == 0).all(0).mean())
+    for share in (10, 50, 90):
+        assert row[f"validation_density_{share}"] == pytest.approx(np.quantile((f > 0).mean(0), share / 100))
+
+
+UNITS = [{}, {"centre": True}, {"scale": "norm"}, {"centre": True, "scale": "norm"}, {"centre": True, "scale": "whiten"}]
+
+
+@pytest.mark.parametrize("subtract", [True, False])
+@pytest.mark.parametrize("normalise", UNITS, ids=str)
+def test_held_out_numbers_are_in_units_of_the_activations(make_store, normalise, subtract):
+    """Measured on the rows it is trained on, with weights that do not move, folded weights say what the training said in its own units."""
+    store = make_store(rows(), chunk_rows=50, shard_rows=100, covariance=["x"])
+    found = still(store, store, **TOPK, normalise=normalise, subtract_b_dec=subtract)
+    (row,) = found.at.curve
+    assert row["validation_l0"] == pytest.approx(row["l0"], rel=1e-3)
+    if normalise.get("scale") != "whiten":
+        assert row["validation_fve"] == pytest.approx(row["fve"], rel=1e-4)
+    inside = found.data.inputs.apply(torch.from_numpy(rows().astype(np.float32))).double()
+    assert found.data.variance == pytest.approx((inside - inside.mean(0)).square().sum(1).mean().item(), rel=1e-4)
+    if normalise.get("scale") == "norm":
+        assert inside.square().sum(1).mean().item() == pytest.approx(8, rel=1e-4)
+    if normalise.get("scale") == "whiten":
+        torch.testing.assert_close(inside.T @ inside / 300, torch.eye(8, dtype=torch.float64), rtol=1e-3, atol=1e-3)
+    if normalise.get("centre"):
+        assert inside.mean(0).abs().max() < 1e-4
+
+
+def test_whitening_without_a_covariance_says_which_setting_to_give(store):
+    with pytest.raises(UserError, match=r"covariance: \[x\]"):
+        made(store, **TOPK, normalise={"centre": True, "scale": "whiten"})
+
+
+@pytest.mark.parametrize("how", ["mean", "geometric-median", "zero"])
+def test_b_dec_begins_at_a_centre_in_units_of_training(store, how):
+    found, *_ = made(store, **TOPK, b_dec=how, normalise={"scale": "norm"})
+    x = found.data.inputs.apply(torch.from_numpy(rows().astype(np.float32)))
+    b = found.sae.b_dec.detach()
+    if how == "zero":
+        assert not b.any()
+    elif how == "mean":
+        torch.testing.assert_close(b, x.mean(0), rtol=1e-5, atol=1e-5)
+    else:
+        pull = ((x - b) / (x - b).norm(dim=1, keepdim=True)).sum(0)
+        assert pull.norm() < 1e-2, "at the median the unit vectors to all rows cancel"
+        assert (b - x.mean(0)).norm() > 0.01
+
+
+def test_the_learning_rate_follows_the_published_rule_when_none_is_given(store):
+    """2e-4 at 2^14 latents, and as one over the square root (Gao et al. 2024, figure 3)."""
+    training = {**TRAINING, "schedule": {"shape": "constant"}}
+    del training["lr"]
+    found = run(store, **TOPK, training=training)
+    assert found.at.curve[-1]["lr"] == pytest.approx(2e-4 / (24 / 16384) ** 0.5)
+    assert found.facts()["lr"] == found.at.curve[-1]["lr"]
+
+
+def test_the_penalty_rises_and_k_falls_as_the_settings_say(store):
+    training = {**TRAINING, "sparsity_warmup": 0.25}
+    found, source, batches = made(store, **TOPK, k_start=11, k_anneal=0.5, training=training)
+    train({"sae": listened(found, seen := [])}, source, batches)
+    told = [at for *_, at in seen]
+    assert [at.sparsity for at in told[:20]] == pytest.approx([(n + 1) / 20 for n in range(20)])
+    assert {at.sparsity for at in told[20:]} == {1.0}
+    assert [at.k for at in told[:40]] == [round(11 - 8 * n / 40) for n in range(40)]
+    assert {at.k for at in told[40:]} == {3}
+
+
+def test_gradients_are_clipped(store):
+    """Adam's second moment after one step is that of the clipped gradient."""
+    for clip, norm in ((1e-3, 1e-3), (None, None)):
+        found, _, batches = made(store, **TOPK, training={**TRAINING, "clip": clip})
+        batch = next(iter(batches.batches()))
+        found.step(batch["x"], batch["x"])
+        size = sum((found.optimizer.adamw.state[p]["exp_avg"] / 0.1).square().sum().item() for p in found.sae.parameters()) ** 0.5
+        assert size == pytest.approx(norm, rel=1e-3) if norm else size > 0.01
+
+
+def test_decoder_rows_keep_norm_one_and_the_parallel_gradient_does_not_reach_adam(store):
+    found, _, batches = made(store, **TOPK)
+    batch = next(iter(batches.batches()))
+    before = found.sae.W_dec.detach().clone()
+    found.step(batch["x"], batch["x"])
+    moment = found.optimizer.adamw.state[found.sae.W_dec]["exp_avg"]
+    assert moment.abs().max() > 1e-4
+    assert torch.linalg.vecdot(moment, before).abs().max() < 1e-6
+    torch.testing.assert_close(found.sae.W_dec.norm(dim=1), torch.ones(24))
+
+
+def test_a_free_decoder_is_left_alone(store):
+    found = run(store, **{**RELU, "decoder": "free"})
+    assert (found.sae.W_dec.norm(dim=1) - 1).abs().max() > 0.01
+
+
+@pytest.mark.parametrize("latents", [24, 240], ids=["dense", "sparse"])
+@pytest.mark.parametrize("architecture", kinds("saes"))
+def test_weights_moments_and_sums_stay_in_float32_under_bfloat16(store, architecture, latents):
+    spec = {"architecture": architecture, "latents": latents, "normalise": {"scale": "norm"}}
+    spec |= {"k": 3} if "k" in kinds("saes")[architecture].model_fields else {}
+    found, source, batches = made(store, **spec, training={**TRAINING, "precision": "bfloat16"})
+    losses, seen = found.sae.losses, []
+    found.sae.losses = lambda *given: seen.append(losses(*given)) or seen[-1]
+    train({"sae": found}, source, batches)
+    assert {p.dtype for p in found.sae.parameters()} == {torch.float32}
+    state = [value.dtype for p in found.sae.parameters() for value in found.optimizer.adamw.state[p].values()]
+    assert set(state) == {torch.float32}
+    assert {value.dtype for one in seen for value in (one.total, one.squared_error, *one.parts.values())} == {torch.float32}
+    exact = run(store, **spec)
+    assert bits(found) != bits(exact), "products were in bfloat16"
+    assert found.at.curve[-1]["fve"] == pytest.approx(exact.at.curve[-1]["fve"], abs=0.05)
+
+
+def test_bfloat16_without_such_products_is_told(store, monkeypatch):
+    monkeypatch.setattr("pipeline.saes.train.has_bfloat16", lambda where: False)
+    with pytest.raises(UserError, match=r"training\.precision: .* give float32"):
+        made(store, **TOPK, training={**TRAINING, "precision": "bfloat16"})
+
+
+@pytest.mark.parametrize("taken", [{"keep": "best"}, {"stop_after": 3}, {"schedule": {"shape": "plateau"}}], ids=str)
+def test_what_goes_by_held_out_rows_takes_them(store, taken):
+    with pytest.raises(UserError, match=rf"training\.{next(iter(taken))}: .*validation"):
+        made(store, **TOPK, training={**TRAINING, **taken})
+
+
+def test_training_stops_when_the_held_out_loss_no_longer_falls(store, validation):
+    """With steps too large to settle, on rows of which few are seen."""
+    training = {**TRAINING, "epochs": 60, "lr": 0.3, "schedule": {"shape": "constant"}, "stop_after": 3, "points": 60}
+    found = run(store, validation, **TOPK, training=training)
+    losses = [1 - row["validation_fve"] for row in found.at.curve]
+    assert found.at.step < 600
+    assert len(losses) - 1 - int(np.argmin(losses)) == 3
+    assert all(min(losses[: n - 3]) > min(losses[n - 3 : n]) for n in range(4, len(losses)))
+
+
+def test_the_best_weights_are_those_of_the_lowest_held_out_loss(store, validation):
+    training = {**TRAINING, "lr": 1.0, "schedule": {"shape": "constant"}, "keep": "best"}
+    found = run(store, validation, **TOPK, training=training)
+    fve = {row["step"]: row["validation_fve"] for row in found.at.curve}
+    best = max(fve, key=fve.get)
+    assert best != found.at.step
+    assert found.facts()["kept_step"] == best
+    assert found.facts()["validation_fve"] == fve[best]
+    assert found.held_out.measure(found.kept())["validation_fve"] == fve[best]
+    assert found.held_out.measure(found.folded())["validation_fve"] == fve[found.at.step]
+
+
+def test_a_plateau_lowers_the_learning_rate(store, validation):
+    training = {**TRAINING, "epochs": 30, "lr": 0.3, "schedule": {"shape": "plateau", "patience": 1, "factor": 0.1}}
+    found = run(store, validation, **TOPK, training=training)
+    rates = [row["lr"] for row in found.at.curve]
+    assert rates[0] == pytest.approx(0.3)
+    assert rates[-1] < 0.031
+    assert all(a >= b for a, b in pairwise(rates))
+
+
+def test_a_constant_hook_is_told(make_store):
+    with pytest.raises(UserError, match="x is constant"):
+        run(make_store(np.full((20, 8), 0.5)), **TOPK)
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_a_constant_hook_is_told_whatever_the_constant_is(make_store, seed):
+    """Float sums of a constant's squares miss the square of its sum by a little."""
+    constant = np.tile(np.random.default_rng(seed).normal(size=8) * 10, (300, 1))
+    with pytest.raises(UserError, match="x is constant"):
+        run(make_store(constant, chunk_rows=50, shard_rows=100), **TOPK)
+
+
+def test_a_learning_rate_that_breaks_it_is_told(store):
+    with pytest.raises(UserError, match=r"training diverged: .* lower training\.lr"):
+        run(store, **RELU, training={**TRAINING, "lr": 1e30, "when_wrong": "stop"})
+
+
+def test_a_run_that_is_to_warn_goes_on_with_the_last_good_weights(store, capsys):
+    """A batch that no float can hold comes in the middle."""
+    found, _, batches = made(store, **RELU, training={**TRAINING, "points": 80})
+    for number, batch in enumerate(batches.batches()):
+        before = bits(found)
+        x = batch["x"] * (float("inf") if number == 20 else 1.0)
+        found.step(x, x)
+        if found.at.ended:
+            break
+    assert number == 20
+    assert bits(found) == before
+    facts = found.facts()
+    assert facts["kept_step"] == 20
+    assert facts["steps"] == 21
+    assert "training diverged" in facts["wrong"]
+    assert "warning: training diverged" in capsys.readouterr().err
+    json.dumps(facts, allow_nan=False)
+
+
+@pytest.mark.parametrize("how", ["stop", "warn"])
+def test_an_l0_that_a_penalty_did_not_move_is_told(store, capsys, how):
+    training = {**TRAINING, "lr": 1e-9, "when_wrong": how}
+    if how == "stop":
+        with pytest.raises(UserError, match="L0 did not move"):
+            run(store, **{**RELU, "l1": 0.5}, training=training)
+    else:
+        assert "L0 did not move" in run(store, **{**RELU, "l1": 0.5}, training=training).facts()["wrong"]
+        assert "warning: L0 did not move" in capsys.readouterr().err
+
+
+def test_a_held_out_loss_that_is_not_finite_is_divergence(store, validation):
+    found, source, batches = made(store, validation, **TOPK)
+    found.held_out.measure = lambda sae: {"validation_fve": float("-inf")}
+    train({"sae": found}, source, batches)
+    assert "held-out rows is not finite" in found.facts()["wrong"]
+    json.dumps(found.facts(), allow_nan=False)
+
+
+def test_an_l0_that_nothing_should_move_is_not_told(store):
+    training = {**TRAINING, "lr": 1e-9, "when_wrong": "stop"}
+    assert run(store, **{**RELU, "l1": 0.0}, training=training).facts()["wrong"] is None
+    assert run(store, **TOPK, training=training).facts()["wrong"] is None
+    assert run(store, **{**RELU, "l1": 0.5}, training={**TRAINING, "when_wrong": "stop"}).facts()["wrong"] is None
+
+
+def test_the_curve_goes_to_parquet_with_all_its_names(store, tmp_path):
+    Curve([{"step": 1, "loss": 2.0}, {"step": 2, "loss": 1.0, "auxk": 0.5}]).write(tmp_path / "curve.parquet")
+    assert pq.read_table(tmp_path / "curve.parquet").to_pydict() == {"step": [1, 2], "loss": [2.0, 1.0], "auxk": [None, 0.5]}
+
+
+def test_log_sparsity_is_the_log_of_how_often_a_latent_fires(build, store):
+    sae, _ = build(width=8, **TOPK)
+    with torch.no_grad():
+        sae.b_enc[0] = -1e6
+        f = sae.encode(torch.from_numpy(rows().astype(np.float32)))
+    found = log_sparsity(sae, store["x"], batch=70)
+    expected = [log10((f[:, m] != 0).sum().item() / 300 + 1e-10) for m in range(20)]
+    np.testing.assert_allclose(found, expected, rtol=1e-5)
+    assert found[0] == -10

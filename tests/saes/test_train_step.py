@@ -1,0 +1,162 @@
+"""The step that trains: the files it leaves, weights of stated steps, transcoders."""
+
+import itertools
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import nn
+
+from pipeline.artifacts.errors import UserError
+from pipeline.artifacts.manifest import MANIFEST, Artifact
+from pipeline.saes import checkpoint
+from pipeline.saes.train import Source
+from pipeline.steps import train_sae, train_saes
+from pipeline.study.kinds import kinds
+from tests.saes.runs import TRAINING, made, rows, run
+from tests.stores import harvested
+
+
+def spec(architecture: str = "topk", hook: str = "x", **more) -> dict:
+    given = {"architecture": architecture, "activations": "a", "latents": 24, **more, "training": {**TRAINING, **more.get("training", {})}}
+    given |= {"hooks": [hook]} if "outputs" in more else {}
+    given |= {"k": more.get("k", 3)} if "k" in kinds("saes")[architecture].model_fields else {}
+    settings = kinds("saes")[architecture].model_validate(given).settings()
+    output = {"output": more["outputs"][0]} if "outputs" in more else {}
+    return {**settings, "hook": hook, **output, "metadata": {"model_name": "m"}}
+
+
+def trained(out, store, validation=None, **more) -> Artifact:
+    others = [validation.artifact.folder / MANIFEST] if validation else []
+    train_sae.main(spec(**more), store.artifact.folder / MANIFEST, others, out)
+    return Artifact.open(out / MANIFEST)
+
+
+ALWAYS = {"sae_weights.safetensors", "cfg.json", "sparsity.safetensors", "probe.safetensors", "training.parquet"}
+
+
+def test_it_leaves_weights_and_curve(store, validation, tmp_path):
+    made = trained(tmp_path / "sae", store, validation, training={"points": 8, "keep": "best", "stop_after": None})
+    curve = pq.read_table(made.file("training.parquet")).to_pylist()
+    assert [row["step"] for row in curve] == list(range(10, 90, 10))
+    assert made.manifest["inputs"] == {"activations": store.artifact.hash, "validation": validation.artifact.hash}
+    assert ALWAYS <= set(made.files) <= ALWAYS | {"last.safetensors"}
+    kept = next(row for row in curve if row["step"] == made.facts["kept_step"])
+    assert made.facts["validation_fve"] == kept["validation_fve"] == max(row["validation_fve"] for row in curve)
+    found = Source(store, "x", "x", validation).held_out(2**13).measure(checkpoint.load(made))
+    assert found["validation_fve"] == kept["validation_fve"]
+    assert not (tmp_path / "sae/.resume").exists()
+
+
+@pytest.mark.parametrize("keep", ["last", "best"])
+def test_best_and_last_weights_stand_beside_each_other(store, validation, tmp_path, keep):
+    training = {"lr": 1.0, "schedule": {"shape": "constant"}, "keep": keep}
+    made = trained(tmp_path / "sae", store, validation, training=training)
+    other = {"last": "best", "best": "last"}[keep]
+    assert set(made.files) == ALWAYS | {f"{other}.safetensors"}
+    held_out = Source(store, "x", "x", validation).held_out(2**13)
+    curve = pq.read_table(made.file("training.parquet")).to_pylist()
+    expected = {"last": curve[-1]["validation_fve"], "best": max(row["validation_fve"] for row in curve)}
+    sae = checkpoint.load(made)
+    assert held_out.measure(sae)["validation_fve"] == expected[keep]
+    sae.load_state_dict(load_file(made.file(f"{other}.safetensors")))
+    assert held_out.measure(sae)["validation_fve"] == expected[other]
+
+
+def test_without_a_validation_split_the_curve_is_of_the_rows_trained_on(store, tmp_path):
+    made = trained(tmp_path / "sae", store)
+    assert set(made.manifest["inputs"]) == {"activations"}
+    assert not any(name.startswith("validation_") for name in [*made.facts, *pq.read_table(made.file("training.parquet")).column_names])
+
+
+def test_weights_of_stated_steps_are_those_of_a_run_that_stood_there(store, tmp_path):
+    """In units of the activations, as the weights that are kept."""
+    units = {"centre": True, "scale": "norm"}
+    artifact = trained(tmp_path / "sae", store, normalise=units, training={"snapshots": [7, 80]})
+    then, last, weights = (
+        load_file(artifact.file(name)) for name in ("snapshots/step_7.safetensors", "snapshots/step_80.safetensors", checkpoint.WEIGHTS)
+    )
+    assert all(torch.equal(last[name], weights[name]) for name in weights)
+    found, _, batches = made(store, architecture="topk", normalise=units, k=3)
+    for batch in itertools.islice(batches.batches(), 7):
+        found.step(batch["x"], batch["x"])
+    assert all(torch.equal(then[name], value) for name, value in found.folded().state_dict().items())
+    assert not torch.equal(then["W_dec"], weights["W_dec"])
+
+
+def test_a_snapshot_after_the_last_step_is_told(store, tmp_path):
+    with pytest.raises(UserError, match=r"training\.snapshots: 81 is after the last step, 80"):
+        trained(tmp_path / "sae", store, training={"snapshots": [81]})
+
+
+class Two(nn.Module):
+    """A model whose hook `y` is a map of its hook `x`."""
+
+    def __init__(self, bend: bool) -> None:
+        super().__init__()
+        generator = torch.Generator().manual_seed(0)
+        self.weight, self.bend = torch.randn(8, 5, generator=generator), bend
+
+    def forward(self, inputs, tap):
+        y = tap("x", inputs) @ self.weight
+        return tap("y", (y.relu() if self.bend else y) + 4)
+
+
+@pytest.fixture
+def two(tmp_path, make_table):
+    def two(bend: bool):
+        table = make_table(rows().astype(np.float32), name=f"rows-{bend}")
+        return harvested(tmp_path / f"two-{bend}", Two(bend), table, hooks=["x", "y"], chunk_rows=50, shard_rows=100)
+
+    return two
+
+
+@pytest.mark.parametrize("normalise", [{}, {"centre": True, "scale": "norm"}], ids=str)
+@pytest.mark.parametrize("architecture", kinds("saes"))
+def test_a_transcoder_learns_the_map_from_its_hook_to_its_output(two, tmp_path, architecture, normalise):
+    store = two(True)
+    more = {"k": 6} if "k" in kinds("saes")[architecture].model_fields else {}
+    if architecture == "jumprelu":
+        normalise, more = {"scale": "norm"}, {"threshold": 0.1}
+    made = trained(tmp_path / "sae", store, store, architecture=architecture, outputs=["y"], normalise=normalise, **more,
+                   training={"epochs": 40})  # fmt: skip
+    sae = checkpoint.load(made)
+    x, y = (torch.from_numpy(store[hook].read(0, 300)) for hook in ("x", "y"))
+    fve = 1 - ((sae(x) - y).square().sum() / (y - y.mean(0)).square().sum()).item()
+    assert fve == pytest.approx(made.facts["validation_fve"], abs=1e-4)
+    assert fve > 0.6
+    assert made.facts["out"] == 5
+
+
+def test_a_skip_transcoder_finds_a_linear_map(two, tmp_path):
+    """With a single latent: all that is left to the skip map."""
+    store = two(False)
+    training = {"epochs": 100, "lr": 0.03, "when_wrong": "warn"}
+    fve = {}
+    for skip in (True, False):
+        made = trained(tmp_path / str(skip), store, store, outputs=["y"], skip=skip, latents=1, k=1,
+                       normalise={"centre": True, "scale": "norm"}, training=training)  # fmt: skip
+        fve[skip] = made.facts["validation_fve"]
+    assert fve[True] > 0.99
+    assert fve[False] < 0.7
+
+
+def test_variants_together_leave_what_each_leaves_alone(store, validation, tmp_path):
+    specs = {f"k={k}": spec(k=k, training={"snapshots": [5]}) for k in (2, 3)}
+    manifests = [one.artifact.folder / MANIFEST for one in (store, validation)]
+    train_saes.main(specs, manifests[0], manifests[1:], tmp_path / "together")
+    for name, one in specs.items():
+        train_sae.main(one, manifests[0], manifests[1:], tmp_path / "alone" / name)
+        assert (tmp_path / "together" / name / MANIFEST).read_bytes() == (tmp_path / "alone" / name / MANIFEST).read_bytes()
+
+
+def test_the_store_is_read_once_for_all_variants(store, monkeypatch):
+    """Each of its chunks, by the loader that they share."""
+    from pipeline.activations.chunks import Chunks
+
+    read, counted = Chunks.read_into, []
+    monkeypatch.setattr(Chunks, "read_into", lambda self, chunk, *rest: (counted.append(chunk), read(self, chunk, *rest))[1])
+    run(store, architecture="topk", k=3)
+    assert sorted(counted) == list(range(6))
