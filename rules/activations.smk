@@ -1,12 +1,6 @@
 """Activations: in, a model and its dataset; out, a sealed Zarr store of each split."""
 
 
-def _outer_mb(wildcards):
-    """MiB of the sums of outer products of a shard, of hooks whose width is known before the model is there."""
-    widths = [graph.study.width(wildcards.activations, hook) or 0 for hook in graph.harvest_of(wildcards).covariance]
-    return sum(8 * width**2 for width in widths) // 2**20
-
-
 rule harvest:
     """Shards of a store: hooks of a model over one split, in one pass. Jobs that share it write shards of their own."""
     input:
@@ -53,7 +47,7 @@ rule seal_store:
     threads: 1
     resources:
         # sums of outer products: of three shards ahead and one at hand, twice of two that are being read, merged, and one as it is added
-        mem_mb=lambda wildcards, attempt: (1000 + 8 * _outer_mb(wildcards)) * attempt,
+        mem_mb=lambda wildcards, attempt: (1000 + 8 * graph.outer_mb(wildcards)) * attempt,
         runtime=lambda wildcards, attempt: 60 * attempt,
     params:
         **code("pipeline.steps.seal_store"),

@@ -159,6 +159,11 @@ class Graph:
         """The settings of the activations that `wildcards` names."""
         return self.study.activations[wildcards.activations].spec
 
+    def outer_mb(self, wildcards: Any) -> int:
+        """MiB of the sums of outer products of a shard, of hooks whose width is known before the model is there."""
+        widths = [self.study.width(wildcards.activations, hook) or 0 for hook in self.harvest_of(wildcards).covariance]
+        return sum(8 * width**2 for width in widths) // 2**20
+
     def parts(self, wildcards: Any) -> list[str]:
         """What the jobs of a harvest leave."""
         at = self.at("activations", "parts/{job}.json")

@@ -1,6 +1,5 @@
 """What architectures share that keep a number of latents."""
 
-from typing import Literal
 
 from pipeline.study.base import Count, Fraction, NonNegative
 from pipeline.study.sae import SAE

@@ -53,7 +53,8 @@ def test_a_section_and_a_nested_key_are_checked_too(validator, project):
 
 
 def test_help_texts_reach_the_editor(validator):
-    assert validator.schema["$defs"]["TopK"]["properties"]["k"]["description"] == "Latents that may fire for one input; of a batch, on average."
+    described = validator.schema["$defs"]["TopK"]["properties"]["k"]["description"]
+    assert described == "Latents that may fire for one input; of a batch, on average."
 
 
 def test_every_corpus_can_be_named_and_every_name_is_a_corpus():
