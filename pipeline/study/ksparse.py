@@ -1,6 +1,5 @@
 """What architectures share that keep a number of latents."""
 
-
 from pipeline.study.base import Count, Fraction, NonNegative
 from pipeline.study.sae import SAE
 
