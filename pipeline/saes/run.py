@@ -229,8 +229,8 @@ class Run:
         if not self.spec.penalised() or abs(row["l0"] - self.at.first_l0) > UNMOVED * self.at.first_l0:
             return
         told = f"L0 did not move under the sparsity penalty: {self.at.first_l0:.4g} at the first step, {row['l0']:.4g} at the last"
-        if self.settings.when_wrong == "stop":
-            raise UserError(f"{told}; raise the penalty, train longer, or give `training.when_wrong: warn`")
+        if self.settings.when_unmoved == "stop":
+            raise UserError(f"{told}; raise the penalty, train longer, or give `training.when_unmoved: warn`")
         self._tell(told)
 
     def _tell(self, what: str) -> None:

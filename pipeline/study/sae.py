@@ -41,8 +41,9 @@ class SAETraining(Optimizer):
     snapshots: Annotated[list[Count], Distinct] = []
     """Steps after which the weights are kept as well, to see how features emerge."""
     when_wrong: Literal["stop", "warn"] = "stop"
-    """What a run does whose loss is no longer finite, or whose L0 did not move under a sparsity penalty: end with an error, or say so and
-    go on with the last good weights."""
+    """What a run does whose loss is no longer finite: end with an error, or say so and go on with the last good weights."""
+    when_unmoved: Literal["stop", "warn"] = "warn"
+    """What a run does whose L0 did not move under a sparsity penalty: end with an error, or say so, here and in the report."""
     processes: Count = 1
     """Processes that share each batch (torchrun), on one machine."""
 

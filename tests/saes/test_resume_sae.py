@@ -31,6 +31,7 @@ def spec(architecture: str, **more) -> dict:
 
 def training(specs: dict, stores: list[Path], out: Path, begins: int, ends: int | None) -> None:
     """Trains in this process, which is to go on after step `begins`, and kills itself after step `ends`."""
+    os.environ["SAEFLOW_SNAPSHOT_SECONDS"] = "0"  # here: the server that forks may be older than the test
     step, seen = Run.step, []
 
     def killed(run, *batch):
@@ -66,9 +67,8 @@ def stores(make_store) -> list[Path]:
 
 
 @pytest.fixture
-def process(monkeypatch):
+def process():
     """`process(*arguments)` of `training`: its exit code, in a process of its own."""
-    monkeypatch.setenv("SAEFLOW_SNAPSHOT_SECONDS", "0")
     fresh = multiprocessing.get_context("forkserver")
     fresh.set_forkserver_preload(["pipeline.steps.train_sae"])
 

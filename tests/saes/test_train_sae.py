@@ -275,7 +275,7 @@ def test_a_run_that_is_to_warn_goes_on_with_the_last_good_weights(store, capsys)
 
 @pytest.mark.parametrize("how", ["stop", "warn"])
 def test_an_l0_that_a_penalty_did_not_move_is_told(store, capsys, how):
-    training = {**TRAINING, "lr": 1e-9, "when_wrong": how}
+    training = {**TRAINING, "lr": 1e-9, "when_unmoved": how}
     if how == "stop":
         with pytest.raises(UserError, match="L0 did not move"):
             run(store, **{**RELU, "l1": 0.5}, training=training)
@@ -293,10 +293,10 @@ def test_a_held_out_loss_that_is_not_finite_is_divergence(store, validation):
 
 
 def test_an_l0_that_nothing_should_move_is_not_told(store):
-    training = {**TRAINING, "lr": 1e-9, "when_wrong": "stop"}
+    training = {**TRAINING, "lr": 1e-9, "when_unmoved": "stop"}
     assert run(store, **{**RELU, "l1": 0.0}, training=training).facts()["wrong"] is None
     assert run(store, **TOPK, training=training).facts()["wrong"] is None
-    assert run(store, **{**RELU, "l1": 0.5}, training={**TRAINING, "when_wrong": "stop"}).facts()["wrong"] is None
+    assert run(store, **{**RELU, "l1": 0.5}, training={**TRAINING, "when_unmoved": "stop"}).facts()["wrong"] is None
 
 
 def test_the_curve_goes_to_parquet_with_all_its_names(store, tmp_path):
