@@ -27,7 +27,7 @@ def page(results: Results, figures: dict[str, Drawn], spec: dict[str, Any]) -> s
     environment.filters |= {
         "plain": plain,
         "percent": percent,
-        "lines": lambda text: Markup("{} <br>({}").format(*text.split(" (", 1)) if " (" in text else text,
+        "lines": lambda text: Markup('{} <br><span class="range">({}</span>').format(*text.split(" (", 1)) if " (" in text else text,
         "json": lambda value: json.dumps(value, indent=1, sort_keys=True, ensure_ascii=False),
     }
     blocks, training = models.blocks(results), saes.training(results)

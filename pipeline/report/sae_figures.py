@@ -11,6 +11,9 @@ from pipeline.report.results import Results, Trained
 from pipeline.report.saes import place
 from pipeline.study.names import without_seed
 
+WORST = 2.0
+"""Unexplained share above which curves leave the figure: what a run begins with is often far worse, and would hide how it ends."""
+
 
 def frontier(results: Results, entries: dict[str, dict[str, str]]) -> Figure:
     """L0 against FVE. Each entry of the study on each hook has a colour and a marker; variants of one that differ by more than the seed
@@ -59,6 +62,7 @@ def curves(saes: list[Trained]) -> Figure:
     axes[0].set(xlabel="step", yscale="log", title=f"1 − FVE: {which}")
     axes[1].set(xlabel="step", yscale="log", title=f"L0: {which}")
     axes[2].set(xlabel="step", ylim=(-0.02, 1.02), title="dead: silent for the window")
+    axes[0].set_ylim(top=min(axes[0].get_ylim()[1], WORST))
     plain_log(axes[0].yaxis)
     plain_log(axes[1].yaxis)
     legend(figure, axes[2])

@@ -50,21 +50,23 @@ def _training(group: tuple[str, str, str], saes: list[Trained]) -> dict[str, Any
     facts = [sae.artifact.facts for sae in saes]
 
     def over(name: str, show: Callable[[float | None], str] = plain) -> str:
-        return spread([one.get(name) for one in facts], show)
+        return spread([one[name] for one in facts], show)
+
+    held_out = "validation_fve" in facts[0]
 
     return {
         "name": group[2],
         "place": place(group[0], group[1], saes[0].output),
-        "rows": over("rows"),
+        "rows": over("rows_seen"),
         "steps": over("steps"),
         "lr": over("lr"),
         "loss": spread([sae.curve["loss"][-1].as_py() for sae in saes]),
-        "fve": over("validation_fve"),
-        "l0": over("validation_l0", lambda value: plain(value, 3)),
+        "fve": over("validation_fve") if held_out else "–",
+        "l0": over("validation_l0", lambda value: plain(value, 3)) if held_out else "–",
         "dead": over("dead", percent),
         "window": over("dead_window"),
         "resampled": over("resampled"),
-        "kept": over("best_step") if facts[0]["kept"] == "best" else "last",
+        "kept": over("kept_step") if facts[0]["kept"] == "best" else "last",
         "snapshots": ", ".join(map(plain, _snapshots(saes[0]))) or "–",
     }
 

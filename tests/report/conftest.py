@@ -25,8 +25,8 @@ STUDY = {
 }
 FVE = {"topk_seed=0": 0.25, "topk_seed=1": 0.75, "dead": 0.125}
 FACTS = {
-    "width": 8, "out": 8, "latents": 64, "rows": 250_000, "steps": 2, "lr": 0.1, "dead": 0.25, "dead_window": 50_000, "resampled": 0,
-    "wrong": None, "kept": "last", "validation_l0": 4.5,
+    "width": 8, "out": 8, "latents": 64, "rows_seen": 250_000, "steps": 2, "lr": 0.1, "dead": 0.25, "dead_window": 50_000, "resampled": 0,
+    "wrong": None, "kept": "last", "kept_step": 2, "validation_l0": 4.5,
 }  # fmt: skip
 """What a run says of itself."""
 TOKENS = ["<b>", " lord", "\n", "&amp;"]
@@ -110,7 +110,7 @@ TRANSCODERS = {
 @pytest.fixture(scope="session")
 def results_with_transcoders(tmp_path_factory) -> Results:
     """Two transcoders, of which one had to be warned of."""
-    facts = {"skip": {"wrong": "L0 did not move <under> the penalty", "resampled": 17, "kept": "best", "best_step": 750}}
+    facts = {"skip": {"wrong": "L0 did not move <under> the penalty", "resampled": 17, "kept": "best", "kept_step": 750}}
     return publish(tmp_path_factory.mktemp("transcoders"), Graph(parse(TRANSCODERS)), facts=facts)
 
 

@@ -91,7 +91,7 @@ def test_saes_that_differ_by_their_seed_are_one_row_with_a_range(html):
     assert (dead["SAE"], dead["FVE"], dead["runs"]) == ("dead relu", "0.1250", "1")
     assert (dead["L0"], dead["dead"], dead["latents"]) == ("3.25", "50.0 %", "64")
     assert (dead["loss scorezero"], dead["loss scoremean"]) == ("0.8125", "–")
-    assert (dead["loss with SAE"], dead["loss clean"]) == ("1.500", "1.000")
+    assert (dead["losswith SAE"], dead["lossclean"]) == ("1.500", "1.000")
     assert dead["f > 0.01"] == "2.50"
 
 
