@@ -31,4 +31,5 @@ def part(sae: SAE, centred_BD: Tensor, pre_BM: Tensor | None, error_BE: Tensor, 
     rows = at.summed(torch.tensor(float(len(wanted_BE)), device=wanted_BE.device))
     mean_E = at.summed(wanted_BE.sum(0)) / rows
     variance = at.summed((wanted_BE - mean_E).square().sum()) / rows
-    return {"auxk": (found / len(wanted_BE) / variance.clamp_min(torch.finfo(variance.dtype).tiny)).nan_to_num(0.0)}
+    none = variance == 0
+    return {"auxk": torch.where(none, 0.0, found / len(wanted_BE) / torch.where(none, 1.0, variance))}

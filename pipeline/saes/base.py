@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.artifacts.seeds import derive
+from pipeline.saes.decoder import renormalise
 from pipeline.saes.latents import Latents
 from pipeline.saes.product import product
 from pipeline.saes.units import Units
@@ -116,6 +117,8 @@ class SAE(nn.Module):
             bounds = dict.fromkeys(("W_enc", *self._BIASES), self.W_enc.shape[0]) | dict.fromkeys(("W_dec", "b_dec"), self.W_dec.shape[0])
             for name, inputs in bounds.items():
                 getattr(self, name).uniform_(-(inputs**-0.5), inputs**-0.5, generator=generator)
+            if self.unit_decoder():
+                renormalise(self.W_dec)
         else:
             rows = torch.randn(self.W_dec.shape, generator=generator)
             self.W_dec.copy_(rows / rows.norm(dim=1, keepdim=True))
@@ -128,8 +131,9 @@ class SAE(nn.Module):
             self.restart(torch.arange(len(self.W_dec)))
 
     @torch.no_grad()
-    def restart(self, which_K: Tensor) -> None:
-        """Puts what some latents have beside their directions (biases, thresholds) where it was before the first step."""
+    def restart(self, which_K: Tensor, norm: float = 1.0) -> None:
+        """Puts what some latents have beside their directions (biases, thresholds) where it was before the first step. `norm` is that of
+        their encoder rows, 1 before the first step: thresholds are that share of what they were, so that as many rows reach them."""
         for name in self._BIASES:
             getattr(self, name)[which_K] = 0.0
 

@@ -2,8 +2,9 @@
 
 - while training, the largest positive pre-activations of a batch survive, k times as many as it has rows; of a batch that processes
   share, those of the whole batch
-- afterwards, those above a threshold: a running mean, at rate 0.01 as in SAELens, of the smallest that survived. Unlike SAELens', it does
-  not begin at 0, which short runs would end near, but is the plain mean of the first hundred batches
+- afterwards, those above a threshold: a running mean, at rate 0.01 as in SAELens, of the smallest that survived. SAELens' begins at 0,
+  which short runs end near; and the smallest falls while an SAE learns, so that a plain mean of a short run is far too high. Here the rate
+  is 10 / n at the nth batch until it is 0.01: a mean of about the last tenth of the run
 - saved as SAELens saves it: a JumpReLU SAE with one threshold for all latents. As a ReLU SAE, far more latents would be active
 - dead latents learn from what the others leave (AuxK, auxk.py); only the encoder's product is dense (kernels.py)
 """
@@ -17,6 +18,8 @@ from pipeline.study.sae import SAE as SAESpec
 from pipeline.study.saes.batchtopk import BatchTopK as Spec
 
 RATE = 0.01
+SHARE = 10
+"""The mean is of about the last of so many parts of the run, while that is shorter than what `RATE` remembers."""
 
 
 class Module(SAE):
@@ -28,7 +31,7 @@ class Module(SAE):
     average: Tensor
     """The threshold while training, in float64: a hundredth of a small difference would be lost in less."""
     batches: Tensor
-    """How many it is a mean of."""
+    """How many it has followed."""
 
     def __init__(self, spec: SAESpec, width: int, latents: int, out: int) -> None:
         super().__init__(spec, width, latents, out)
@@ -61,6 +64,6 @@ class Module(SAE):
     @torch.no_grad()
     def _follow(self, smallest: Tensor) -> None:
         self.batches += smallest > 0
-        rate = torch.where(smallest > 0, (1 / self.batches.double()).clamp_min(RATE), 0.0)
+        rate = torch.where(smallest > 0, (SHARE / self.batches.double()).clamp(RATE, 1.0), 0.0)
         self.average.lerp_(smallest.double(), rate)
         self.threshold.copy_(self.average.expand_as(self.threshold))

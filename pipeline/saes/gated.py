@@ -64,8 +64,8 @@ class Module(SAE):
         return (gate * scale + offset).relu()
 
     @torch.no_grad()
-    def restart(self, which_K: Tensor) -> None:
-        super().restart(which_K)
+    def restart(self, which_K: Tensor, norm: float = 1.0) -> None:
+        super().restart(which_K, norm)
         self.r_mag[which_K] = 0.0
 
     def shift_pre(self, by_M: Tensor) -> None:

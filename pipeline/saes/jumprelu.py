@@ -10,6 +10,7 @@
   method of multipliers). The square alone, as in dictionary-learning and Gemma Scope 2, ends beside the target; and far off it goes on as a
   line, since Adam would remember the steepness of the beginning for a thousand steps, in which thresholds hardly move. The error is about 1
   at most, where no latent is active, so that no scale has to be tuned
+- the encoder's product is in float32 whatever the precision of others: rounded to bfloat16, hardly a pre-activation would lie in the band
 - products touch the pre-activations above the band's lower edge alone, once those are few (kernels.py)
 """
 
@@ -48,9 +49,14 @@ class Module(SAE):
         self.threshold.fill_(self.spec.threshold)
 
     @torch.no_grad()
-    def restart(self, which_K: Tensor) -> None:
-        super().restart(which_K)
-        self.threshold[which_K] = self.spec.threshold
+    def restart(self, which_K: Tensor, norm: float = 1.0) -> None:
+        super().restart(which_K, norm)
+        self.threshold[which_K] = norm * self.spec.threshold
+
+    def pre(self, centred_BD: Tensor) -> Tensor:
+        """Pre-activations (B, M), in float32 under autocast as well."""
+        with torch.autocast(centred_BD.device.type, enabled=False):
+            return super().pre(centred_BD)
 
     def encode(self, x_BD: Tensor) -> Tensor:
         pre_BM = self.pre(self.centred(x_BD))

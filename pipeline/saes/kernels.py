@@ -7,7 +7,7 @@ form of one line, which tests compare with (values and gradients, in float64).
 - gradient of the active values: N inner products of D (sampled_addmm)
 - gradients of the two weight matrices: sums of gathered rows of the batch, by latent (embedding_bag over the transposed pairs)
 
-All of them are PyTorch's own on every device, and give the same bits each time: each sum is taken in one order.
+All of them are PyTorch's own, on every device. On a processor they give the same bits each time: each sum is taken in one order.
 """
 
 import warnings

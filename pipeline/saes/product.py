@@ -10,10 +10,12 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from pipeline.training.device import has_bfloat16
+
 _ONEDNN: list[torch.dtype] = []
 """What it multiplies, and faster."""
 if torch.backends.mkl.is_available() and torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise"):
-    _ONEDNN += [torch.float32, *([torch.bfloat16] if torch.ops.mkldnn._is_mkldnn_bf16_supported() else [])]
+    _ONEDNN += [torch.float32, *([torch.bfloat16] if has_bfloat16(torch.device("cpu")) else [])]
 
 
 def product(a_BD: Tensor, b_DM: Tensor, bias_M: Tensor | None = None) -> Tensor:

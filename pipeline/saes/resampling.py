@@ -2,7 +2,8 @@
 
 - a row is drawn with a probability that goes with the square of its loss, and no row twice, so that no two latents are given the same
 - the decoder's row is the row's direction from b_dec, of norm 1; the encoder's the same direction, a fifth as long as those of live
-  latents are on average; the bias is 0, and other settings of the latent (thresholds, gates) are what they were at the start
+  latents are on average; the bias is 0, thresholds are those of the start times the row's norm, and other settings of the latent
+  (gates) are those of the start
 - what all latents share (b_dec, a skip map) is left alone
 """
 
@@ -38,8 +39,9 @@ def resample(sae: SAE, dead_M: Tensor, x_ND: Tensor, y_NE: Tensor, seed: int) ->
     norm_M = sae.W_enc.norm(dim=0)
     live_M = ~dead_M if not dead_M.all() else dead_M
     sae.W_dec[dead] = out
-    sae.W_enc[:, dead] = ENCODER_NORM * norm_M[live_M].mean() * into.T
-    sae.restart(dead)
+    norm = ENCODER_NORM * norm_M[live_M].mean()
+    sae.W_enc[:, dead] = norm * into.T
+    sae.restart(dead, norm.item())
     return dead
 
 

@@ -1,7 +1,6 @@
 """One run of training an SAE: a function of (rows, spec, seed), however often it is interrupted.
 
-The numbers of a step are kept by the step itself: there is no second pass over rows x latents for counters, nor over the weights for
-norms, unless a setting asks for one.
+The numbers of a step are kept by the step itself: counters come from what fired, which is few pairs once latents are sparse.
 """
 
 from collections.abc import Callable
@@ -28,6 +27,8 @@ from pipeline.training.snapshot import Tensors, named, under
 
 UNMOVED = 0.05
 """L0 that differs by less than this share between the first step and the last rows has not moved."""
+MISSED = 0.25
+"""Share of the L0 that is asked for by which the last one may be off."""
 Sample = Callable[[], tuple[Tensor, Tensor]]
 
 
@@ -225,12 +226,20 @@ class Run:
         self.at.diverged = self.at.ended = True
 
     def _check_l0(self, row: dict[str, float]) -> None:
-        """A penalty that moves nothing is no penalty: what was meant to be swept is not (the complaint of SAELens' issue 494)."""
-        if not self.spec.penalised() or abs(row["l0"] - self.at.first_l0) > UNMOVED * self.at.first_l0:
+        """What the first process measures on held-out rows is of the SAE as it is after training; without them it is of the last rows."""
+        at_the_end, wanted = self.group.said(row.get("validation_l0", row["l0"])), self.spec.wanted_l0()
+        if not row["l0"] or not at_the_end:
+            told, way = "L0 is 0 at the end: no latent is active", "lower the penalty, thresholds or learning rate"
+        elif wanted is not None and abs(at_the_end - wanted) > MISSED * wanted:
+            told, way = f"L0 is {at_the_end:.4g} at the end, and {wanted:g} was asked for", "train longer, change the learning rate"
+        elif wanted is None and self.spec.penalised() and abs(row["l0"] - self.at.first_l0) <= UNMOVED * self.at.first_l0:
+            # what was meant to be swept is not (the complaint of SAELens' issue 494)
+            told = f"L0 did not move under the sparsity penalty: {self.at.first_l0:.4g} at the first step, {row['l0']:.4g} at the last"
+            way = "raise the penalty, train longer"
+        else:
             return
-        told = f"L0 did not move under the sparsity penalty: {self.at.first_l0:.4g} at the first step, {row['l0']:.4g} at the last"
         if self.settings.when_unmoved == "stop":
-            raise UserError(f"{told}; raise the penalty, train longer, or give `training.when_unmoved: warn`")
+            raise UserError(f"{told}; {way}, or give `training.when_unmoved: warn`")
         self._tell(told)
 
     def _tell(self, what: str) -> None:

@@ -30,11 +30,13 @@ def screened(x_BD: Tensor, W_enc: Tensor, b_enc: Tensor, k: int, signed: bool) -
     """The k largest of each row of `x @ W_enc + b_enc`, of the positive ones unless `signed`, and their values (N,).
 
     The whole product is computed in bfloat16 alone; of somewhat more than k candidates in each row the values are then computed exactly.
-    A latent is missed only if rounding moves it past all the candidates that are not chosen.
+    A latent is missed only if rounding moves it past all the candidates that are not chosen. What rows have in common is added in float32:
+    in bfloat16, a large mean that b_enc cancels would leave nothing but its rounding.
     """
     x_BD, W_enc, b_enc = x_BD.detach(), W_enc.detach(), b_enc.detach()
     rows, latents = len(x_BD), W_enc.shape[1]
-    rough_BM = product(x_BD.bfloat16(), W_enc.bfloat16(), b_enc.bfloat16()).float()
+    mean_D = x_BD.mean(0)
+    rough_BM = product((x_BD - mean_D).bfloat16(), W_enc.bfloat16()) + (mean_D @ W_enc + b_enc)
     row, index, _ = _above(rough_BM, min(latents, k + max(4, k // 8)))
     candidates = Active.pairs(row, index, rows, latents)
     value = candidates.inner(x_BD, W_enc.T) + b_enc[index]
@@ -76,7 +78,8 @@ def batch(pre_BM: Tensor, count: int, gathered: Callable[[Tensor], Tensor] = lam
     """The pairs that are positive and among the `count` largest of the batch, and the smallest value among them () (0 where there is none).
 
     `gathered` joins the values of all processes that share the batch: the `count` largest are then of all of them, the pairs those of this
-    one. Of equal values at the edge all are kept, so that the choice depends on no order.
+    one. Of equal values at the edge the first by row and latent are kept, so that there are no more than `count`; where processes share the
+    batch, each keeps as many of its own as there is room for in the whole, so that there may be more. NaN is kept, and the loss tells it.
     """
     pre_BM = pre_BM.detach()
     row, index, value = _candidates(pre_BM, count)
@@ -85,21 +88,23 @@ def batch(pre_BM: Tensor, count: int, gathered: Callable[[Tensor], Tensor] = lam
     largest[: len(found)] = found
     kept = gathered(largest).topk(count, sorted=False).values
     edge = torch.where(kept > 0, kept, torch.inf).amin()
-    inside = value >= edge
+    at_edge, room = value == edge, (kept == edge).sum()
+    inside = ~(value <= edge) | (at_edge & (at_edge.cumsum(0) <= room))
     return Active.pairs(row[inside], index[inside], *pre_BM.shape), edge.nan_to_num(posinf=0.0)
 
 
 def _candidates(pre_BM: Tensor, count: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Row, latent and value of positive pairs, in order, the `count` largest positive values among them."""
+    """Row, latent and value of positive pairs, in order, the `count` largest positive values among them; and of those that are NaN."""
     rows, latents = pre_BM.shape
     blocks, rest = divmod(latents, _BLOCK)
     if rest or rows * blocks < 2 * count:
-        row, index = (pre_BM > 0).nonzero().unbind(1)
+        row, index = (~(pre_BM <= 0)).nonzero().unbind(1)
         return row, index, pre_BM[row, index]
     maxima = pre_BM.view(rows * blocks, _BLOCK).amax(1)
-    low = maxima.topk(count, sorted=False).values.amin().clamp_min(0)
-    taken = ((maxima >= low) & (maxima > 0)).nonzero().squeeze(1)
+    largest = maxima.topk(count, sorted=False).values
+    low = torch.where(largest.isnan(), torch.inf, largest).amin().clamp_min(0)
+    taken = (~((maxima < low) | (maxima <= 0))).nonzero().squeeze(1)
     left = pre_BM.view(-1, _BLOCK).index_select(0, taken)
-    block, place = ((left >= low) & (left > 0)).nonzero().unbind(1)
+    block, place = (~((left < low) | (left <= 0))).nonzero().unbind(1)
     at = taken[block]
     return at // blocks, at % blocks * _BLOCK + place, left[block, place]

@@ -22,5 +22,5 @@ class Module(relu.Module):
             self.b_enc.sub_(self.spec.theta)
 
     @torch.no_grad()
-    def restart(self, which_K: Tensor) -> None:
-        self.b_enc[which_K] = -self.spec.theta
+    def restart(self, which_K: Tensor, norm: float = 1.0) -> None:
+        self.b_enc[which_K] = -norm * self.spec.theta

@@ -67,8 +67,13 @@ def loader(source: Source, spec: Spec) -> ActivationLoader:
 def begun(sae: SAE, spec: Spec, source: Source, batches: ActivationLoader, group: Group = ALONE) -> Run:
     """A run before its first step. Raises UserError when it cannot be as `spec` says."""
     settings, store = spec.training, source.store
-    if settings.precision == "bfloat16" and not has_bfloat16(device()):
-        raise UserError("training.precision: this machine has no products in bfloat16; give float32")
+    precise = {
+        "training.precision": (settings.precision, "float32"),
+        "selection": (getattr(spec, "selection", "exact"), "exact"),
+    }
+    for setting, (given, instead) in precise.items():
+        if given == "bfloat16" and not has_bfloat16(device()):
+            raise UserError(f"{setting}: this machine has no products in bfloat16; give {instead}")
     if source.validation is None and (name := settings.held_out()):
         raise UserError(f"training.{name}: goes by a loss on held-out rows, and the activations have no `validation` split")
     steps = settings.epochs * batches.steps()

@@ -10,7 +10,7 @@ class KSparse(SAE):
     k: Count = 32
     """Latents that may fire for one input; of a batch, on average."""
     k_start: Count | None = None
-    """Where k begins, if it is annealed."""
+    """Where k begins, if it is annealed; not below k."""
     k_anneal: Fraction = 0.1
     """Share of the run in which k falls from `k_start`, linearly."""
     auxk: NonNegative = 1 / 32
@@ -24,4 +24,7 @@ class KSparse(SAE):
     def problems(self, width: int) -> list[str]:
         latents = self.latents or 8 * width
         over = [name for name in ("k", "k_start") if (getattr(self, name) or 0) > latents]
-        return [f"{name}: {getattr(self, name)} is more than the {latents} latents" for name in over]
+        problems = [f"{name}: {getattr(self, name)} is more than the {latents} latents" for name in over]
+        if self.k_start is not None and self.k_start < self.k:
+            problems.append(f"k_start: {self.k_start} is less than k, {self.k}, to which it is to fall")
+        return problems

@@ -43,7 +43,8 @@ class SAETraining(Optimizer):
     when_wrong: Literal["stop", "warn"] = "stop"
     """What a run does whose loss is no longer finite: end with an error, or say so and go on with the last good weights."""
     when_unmoved: Literal["stop", "warn"] = "warn"
-    """What a run does whose L0 did not move under a sparsity penalty: end with an error, or say so, here and in the report."""
+    """What a run does whose L0 did not move under a sparsity penalty, missed the one that was asked for, or is 0 at the end: end with an
+    error, or say so, here and in the report."""
     processes: Count = 1
     """Processes that share each batch (torchrun), on one machine."""
 
@@ -73,14 +74,20 @@ class Normalise(Spec):
     centre: bool = False
     """Whether the mean of the activations is subtracted."""
     scale: Literal["none", "norm", "whiten"] = "none"
-    """`norm`: one factor, that makes the mean squared norm the width; `whiten`: equal variance in all directions (takes `centre`, and the
-    store's covariance)."""
+    """`norm`: one factor, that makes the mean squared norm, of what is left where the mean is subtracted, the width; `whiten`: equal
+    variance in all directions (takes `centre`, and the store's covariance)."""
 
     @model_validator(mode="after")
     def _whitened_about_the_mean(self) -> Self:
         if self.scale == "whiten" and not self.centre:
             raise ValueError("scale: `whiten` is about the mean; give `centre: true` as well")
         return self
+
+
+def centred_by_default(raw: Any) -> Any:
+    """Settings of an SAE with units of mean 0 and mean squared norm of the width, where they say nothing else."""
+    given = raw.get("normalise", {})
+    return {**raw, "normalise": {"centre": True, "scale": "norm", **given}} if isinstance(given, dict) else raw
 
 
 class SAE(Spec):
@@ -107,6 +114,8 @@ class SAE(Spec):
     decoder: Literal["unit", "free"] = "unit"
     """`unit`: decoder rows stay at norm 1, and the part of their gradient along them is removed; `free`: as the loss moves them."""
     normalise: Normalise = Normalise()
+    """Of a transcoder `centre: true` and `scale: norm`, for what it says nothing of: it subtracts no b_dec, and what all rows have in
+    common would choose the same latents for all of them."""
     seed: Seed = 0
     """Seed of initial weights and batch order."""
     threads: Count = 1
@@ -120,8 +129,8 @@ class SAE(Spec):
 
     @model_validator(mode="before")
     @classmethod
-    def _transcoder_takes_its_input_as_it_is(cls, raw: Any) -> Any:
-        return {"subtract_b_dec": False, **raw} if isinstance(raw, dict) and raw.get("outputs") else raw
+    def _defaults_of_transcoders(cls, raw: Any) -> Any:
+        return centred_by_default({"subtract_b_dec": False, **raw}) if isinstance(raw, dict) and raw.get("outputs") else raw
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -147,6 +156,10 @@ class SAE(Spec):
     def penalised(self) -> bool:
         """Whether a penalty in the loss is to make latents sparse."""
         return False
+
+    def wanted_l0(self) -> float | None:
+        """The L0 that training is to reach; None where none is asked for, or it is kept by counting."""
+        return None
 
     def lacks(self, splits: list[str]) -> str | None:
         """What is wrong with these settings on activations of these splits, as "setting: what"."""

@@ -13,10 +13,11 @@ def device() -> torch.device:
 
 
 def has_bfloat16(where: torch.device) -> bool:
-    """Whether dense products in bfloat16 are there; others would be emulated, slower than float32."""
+    """Whether the machine has dense products in bfloat16; others are emulated, slower than float32 (oneDNN's, on any AVX512)."""
     if where.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
-    return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+    asked = (getattr(torch.cpu, name, None) for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"))
+    return any(ask is not None and ask() for ask in asked)
 
 
 def autocast(device: torch.device, precision: str) -> AbstractContextManager:

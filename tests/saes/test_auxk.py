@@ -60,6 +60,17 @@ def test_its_weight_depends_on_no_scale(build, x):
     torch.testing.assert_close(ten, one)
 
 
+def test_it_is_zero_where_nothing_is_left_and_no_number_where_the_error_is_none(build, x):
+    sae, _ = build(architecture="topk", latents=40, k=4)
+    dead, pre = torch.arange(40) < 15, sae.pre(sae.centred(x))
+    nothing = auxk.part(sae, sae.centred(x), pre, torch.zeros_like(x), Step(1.0, dead_M=dead))["auxk"]
+    nothing.backward()
+    assert nothing == 0
+    assert not sae.W_dec.grad.any()
+    for wrong in (torch.nan, torch.inf):
+        assert auxk.part(sae, sae.centred(x), pre, torch.full_like(x, wrong), Step(1.0, dead_M=dead))["auxk"].isnan()
+
+
 @pytest.mark.parametrize("dead", [None, torch.zeros(40, dtype=torch.bool)])
 def test_it_is_nothing_while_no_latent_is_dead(build, x, dead):
     sae, _ = build(architecture="topk", latents=40, k=4)

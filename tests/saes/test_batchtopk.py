@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from pipeline.saes.base import Step
+from pipeline.saes.decoder import renormalise
 from pipeline.study.kinds import kinds
 from tests.saes.formulas import BATCHTOPK, MATRYOSHKA, VARIANCE, survivors
 
@@ -24,18 +25,58 @@ def batches(count: int) -> list[torch.Tensor]:
 
 
 @BOTH
-def test_the_threshold_is_the_running_mean_of_the_smallest_that_survive(build, spec):
+def test_the_threshold_is_a_running_mean_of_the_smallest_that_survive_which_forgets_the_beginning(build, spec):
     sae, _ = build(**spec)
-    seen, expected = [], 0.0
-    for x in batches(130):
+    sae.batches.fill_(950)  # as if it had followed so many
+    expected = 0.0
+    for number, x in enumerate(batches(100), start=951):
         f = survivors(sae, x)
-        seen.append(f[f > 0].min().item())
-        expected = sum(seen) / len(seen) if len(seen) <= 100 else 0.99 * expected + 0.01 * seen[-1]
+        rate = 10 / number if number <= 1000 else 0.01
+        expected = (1 - rate) * expected + rate * f[f > 0].min().item()
         sae.losses(x, x, Step(VARIANCE))
         assert sae.threshold[0].item() == pytest.approx(expected, rel=1e-5)
     assert sae.average.item() == pytest.approx(expected, rel=1e-5)
     assert sae.average.dtype == torch.float64
     torch.testing.assert_close(sae.threshold, torch.full((20,), expected))
+
+
+@pytest.mark.parametrize("numbers", [[5.0], [9.0, 8, 7, 6, 5, 4, 3, 2, 1, 0.5], [5.0] * 20 + [3.0] * 80])
+def test_after_few_batches_the_threshold_is_that_of_the_last_tenth(build, numbers):
+    sae, _ = build(**BATCHTOPK)
+    for number in numbers:
+        sae._follow(torch.tensor(number))
+    assert sae.average.item() == pytest.approx(numbers[-1], rel=1e-5)
+
+
+@BOTH
+@pytest.mark.parametrize("steps", [100, 300])
+def test_a_short_run_ends_with_as_many_latents_active_as_it_was_told(build, spec, steps):
+    """The smallest that survives falls while an SAE learns: a mean over the run is far above it."""
+    generator, k = torch.Generator().manual_seed(0), 8
+    each = torch.nn.functional.normalize(torch.randn(256, 32, generator=generator), dim=1)
+    x = (torch.rand(8000, 256, generator=generator) * (torch.rand(8000, 256, generator=generator) < 8 / 256)) @ each
+    sae, _ = build(width=32, latents=256, **{**spec, "k": k})
+    sae.initialise(x.mean(0))
+    adam = torch.optim.Adam(sae.parameters(), lr=5e-3)
+    variance = (x - x.mean(0)).square().sum(1).mean().item()
+    for step in range(steps):
+        adam.param_groups[0]["lr"] = 5e-3 * min(1.0, (step + 1) / 20, (steps - step) / (0.8 * steps))
+        rows = x[torch.randint(7000, (256,), generator=generator)]
+        sae.losses(rows, rows, Step(variance)).total.backward()
+        adam.step()
+        adam.zero_grad()
+        renormalise(sae.W_dec)
+    l0 = (sae.encode(x[7000:]) != 0).sum(1).double().mean().item()
+    assert l0 == pytest.approx(k, rel=0.08)
+
+
+@BOTH
+def test_a_pre_activation_that_is_no_number_is_in_the_loss(build, x, spec):
+    for latents in (20, 400):
+        sae, _ = build(**spec, latents=latents)
+        with torch.no_grad():
+            sae.b_enc[3] = torch.nan
+        assert sae.losses(x, x, Step(VARIANCE)).total.isnan()
 
 
 @BOTH
@@ -89,7 +130,7 @@ def test_loss_and_threshold_are_saelens_own(build, saelens, name):
     spec = BATCHTOPK if name == "batchtopk" else {**MATRYOSHKA, "prefixes": levels}
     sae, _ = build(**spec)
     other = theirs(saelens, name, sae, **({} if name == "batchtopk" else {"matryoshka_widths": levels}))
-    sae.batches.fill_(100)  # theirs begins at 0
+    sae.batches.fill_(1000)  # theirs begins at 0
     for x in batches(5):
         found, wanted = sae.losses(x, x, Step(VARIANCE)), a_step(other, x)
         scale = VARIANCE * (1 if name == "batchtopk" else len(levels))

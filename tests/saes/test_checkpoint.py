@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 from pipeline.artifacts.errors import DamagedArtifact
 from pipeline.artifacts.manifest import MANIFEST, Artifact, publishing
 from pipeline.saes import checkpoint
+from pipeline.saes.relu import Module
 from tests.saes.formulas import ALL, BATCHTOPK, GATED, JUMPRELU, MATRYOSHKA, RELU, SHIFTED, TOPK
 
 OUT, SKIP = {"out": 4}, {"out": 4, "skip": True}
@@ -44,10 +45,10 @@ OURS = {
 X = 2 * torch.randn(50, 6, generator=torch.Generator().manual_seed(0)) + 1
 
 
-def publish(folder: Path, sae, settings, **more) -> Artifact:
+def publish(folder: Path, sae, settings, rows=X, **more) -> Artifact:
     spec = {**settings.settings(), "hook": "a", "metadata": {"model_name": "gpt"}, **({"output": "b"} if settings.outputs else {}), **more}
     with publishing(folder, "sae", spec, {}) as draft:
-        checkpoint.save(draft, sae, spec, torch.linspace(-10, 0, 20), X)
+        checkpoint.save(draft, sae, spec, torch.linspace(-10, 0, 20), rows)
     return Artifact.open(folder / MANIFEST)
 
 
@@ -185,6 +186,29 @@ def test_weights_that_do_not_give_what_was_stored_are_refused_and_named(build, t
     artifact = republished(publish(tmp_path / "sae", sae, settings), WEIGHTS, WRONG[wrong])
     with pytest.raises(DamagedArtifact, match=r"probe\.safetensors.*sae_weights\.safetensors gives other"):
         checkpoint.load(artifact)
+
+
+@pytest.mark.parametrize("wrong", ["a bias that was forgotten", "no thresholds", "latents in other units"])
+def test_one_large_row_does_not_switch_the_check_off(build, tmp_path, wrong):
+    sae, settings = build(**JUMPRELU)
+    rows = torch.cat([1e5 * X[:1], X[1:]])
+    artifact = republished(publish(tmp_path / "sae", sae, settings, rows=rows), WEIGHTS, WRONG[wrong])
+    with pytest.raises(DamagedArtifact, match=r"sae_weights\.safetensors gives other"):
+        checkpoint.load(artifact)
+
+
+def test_latents_that_fire_where_they_did_not_are_told_however_small(build, tmp_path, monkeypatch):
+    artifact = publish(tmp_path / "sae", *build(**RELU))
+    encode = Module.encode
+    monkeypatch.setattr(Module, "encode", lambda sae, x: encode(sae, x).clamp_min(1e-9))
+    with pytest.raises(DamagedArtifact, match="gives other latents"):
+        checkpoint.load(artifact)
+
+
+def test_weights_that_are_no_numbers_are_refused(build, tmp_path):
+    artifact = publish(tmp_path / "sae", *build(**RELU))
+    with pytest.raises(DamagedArtifact, match="gives other"):
+        checkpoint.load(republished(artifact, WEIGHTS, lambda t: t.update(b_dec=t["b_dec"] * torch.nan)))
 
 
 def test_another_formula_for_the_same_weights_is_refused(build, tmp_path, monkeypatch):

@@ -46,7 +46,8 @@ def killed(store, **spec):
     """A run in which all latents but four are dead at the start: their directions point away from all rows."""
     found, _, batches = made(store, **spec)
     with torch.no_grad():
-        found.sae.b_enc[4:] = -100.0
+        for name in found.sae._BIASES:
+            getattr(found.sae, name)[4:] = -100.0
     return found, _, batches
 
 
@@ -59,9 +60,10 @@ def trained(found, batches, epochs: int = 8):
 KILLING = {**TRAINING, "dead_share": 0.1, "points": 8}
 
 
-@pytest.mark.parametrize("spec", [TOPK, {**RELU, "l1": 0.003}, {"architecture": "batchtopk", "k": 3}], ids=str)
-def test_resampling_brings_dead_latents_back(store, spec):
-    spec = {**spec, "auxk": 0} if "k" in spec else spec
+@pytest.mark.parametrize("architecture", kinds("saes"))
+def test_resampling_brings_dead_latents_back(store, architecture):
+    fields = kinds("saes")[architecture].model_fields
+    spec = {"architecture": architecture, **({"k": 3, "auxk": 0} if "k" in fields else {}), **({"l1": 0.003} if "l1" in fields else {})}
     found, _, batches = killed(store, **spec, training=KILLING)
     left = trained(found, batches).at.curve[-1]
     assert left["dead"] >= 20 / 24, "without it they stay dead"
@@ -108,6 +110,21 @@ def test_what_resampling_changes_and_what_it_leaves(store):
     assert len(set(row.tolist())) == 20, "distinct inputs"
     length = 0.2 * before["W_enc"][:, :4].norm(dim=0).mean()
     torch.testing.assert_close(sae.W_enc[:, 4:], length * sae.W_dec[4:].T)
+
+
+def test_thresholds_of_new_latents_are_as_much_smaller_as_their_directions(build):
+    """As many rows reach them as at the start."""
+    x = torch.randn(2000, 6, generator=torch.Generator().manual_seed(0))
+    sae, _ = build(width=6, architecture="jumprelu", latents=40, threshold=1.0)
+    sae.initialise(torch.zeros(6))
+    share = (sae.encode(x) != 0).double().mean().item()
+    resampling.resample(sae, torch.arange(40) >= 10, x, x, seed=0)
+    torch.testing.assert_close(sae.threshold[10:], torch.full((30,), 0.2))
+    assert (sae.encode(x)[:, 10:] != 0).double().mean().item() == pytest.approx(share, rel=0.1)
+    shifted, _ = build(width=6, architecture="shifted-relu", latents=40, theta=1.0)
+    shifted.initialise(torch.zeros(6))
+    resampling.resample(shifted, torch.arange(40) >= 10, x, x, seed=0)
+    torch.testing.assert_close(shifted.b_enc, torch.tensor([-1.0] * 10 + [-0.2] * 30))
 
 
 def test_rows_are_drawn_by_the_square_of_their_loss(build):

@@ -86,6 +86,21 @@ def test_the_multiplier_moves_by_how_far_l0_is_off_while_it_is_near(build, x, of
     assert sae.multiplier.item() == pytest.approx(2.0 * 4 + RATE * moved, abs=1e-9)
 
 
+def test_under_autocast_thresholds_learn_as_in_float32(build):
+    """Numbers of bfloat16 near 1 are 0.008 apart: of a band of 0.004 around a threshold between two, there would be no pre-activation."""
+    x = torch.randn(4000, 6, generator=torch.Generator().manual_seed(0))
+    grads = []
+    for autocast in (False, True):
+        sae, _ = build(**{**JUMPRELU, "bandwidth": 0.004})
+        with torch.no_grad():
+            sae.threshold.fill_(1 + 2.0**-8)
+        with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+            sae.losses(x, x, Step(VARIANCE)).total.backward()
+        grads.append(sae.threshold.grad)
+    assert grads[0].count_nonzero() > 5
+    torch.testing.assert_close(grads[1], grads[0], rtol=0.05, atol=0.05 * grads[0].abs().max().item())
+
+
 def sparse_sums(rows: int = 6000, width: int = 16, directions: int = 40) -> torch.Tensor:
     """Sums of two of forty directions, on average, scaled so that the mean squared norm is the width."""
     generator = torch.Generator().manual_seed(0)

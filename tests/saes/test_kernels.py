@@ -90,12 +90,38 @@ def test_pairs_of_some_latents_are_the_columns_of_the_mask(mask):
     assert torch.equal(active.count(), mask.sum(0)[3:17])
 
 
-def test_products_give_the_same_bits_each_time():
-    index = torch.randint(LATENTS, (ROWS, 4), generator=torch.Generator().manual_seed(0))
-    values, matrix = torch.randn(ROWS * 4), torch.randn(LATENTS, WIDTH)
-    first, second = (kernels.Active.chosen(index, LATENTS) for _ in range(2))
-    assert torch.equal(first.times(values, matrix), second.times(values, matrix))
-    assert torch.equal(first.transposed_times(values, matrix[:ROWS]), second.transposed_times(values, matrix[:ROWS]))
+@pytest.fixture
+def two_threads():
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(before)
+
+
+def test_products_and_gradients_give_the_same_bits_each_time(two_threads):
+    """At a size at which threads share the work; some latents are active in very many rows."""
+    rows, latents, width, k = 2048, 4096, 64, 16
+    generator = torch.Generator().manual_seed(0)
+    index = (torch.rand(rows, k, generator=generator) ** 3 * latents).long()
+    index[:, 0] = 7
+    x, W_enc, W_dec, b_enc, values, weights = (
+        torch.randn(*shape, generator=generator)
+        for shape in ((rows, width), (width, latents), (latents, width), (latents,), (rows * k,), (rows, width))
+    )
+
+    def computed() -> list[torch.Tensor]:
+        active = kernels.Active.chosen(index, latents)
+        given = [tensor.clone().requires_grad_() for tensor in (x, W_enc, b_enc, W_dec)]
+        f = kernels.encode_at(*given[:3], values, active)
+        found = kernels.decode_at(f * kernels.at_pairs(given[2], active), given[3], active)
+        found.backward(weights)
+        direct = [active.times(values, W_dec), active.transposed_times(values, x), active.inner(x, W_dec), active.sums(values)]
+        return [found.detach(), *(tensor.grad for tensor in given), *direct]
+
+    first = computed()
+    assert all(tensor.isfinite().all() and tensor.any() for tensor in first)
+    for _ in range(3):
+        assert all(torch.equal(one, other) for one, other in zip(first, computed(), strict=True))
 
 
 def test_they_pay_when_few_latents_are_active():

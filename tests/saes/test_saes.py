@@ -107,9 +107,22 @@ def test_a_transcoder_begins_with_columns_of_norm_one_and_without_a_skip_map():
     assert torch.equal(sae.b_dec, torch.arange(4.0))
 
 
+@pytest.mark.parametrize("init", ["tied", "linear"])
+@pytest.mark.parametrize("spec", ALL, ids=str)
+def test_decoder_rows_that_are_kept_at_norm_one_begin_there(spec, init):
+    sae, settings = checkpoint.build({**spec, "init": init, "latents": 90}, 25)
+    sae.initialise(torch.zeros(25))
+    norms = sae.W_dec.norm(dim=1)
+    if settings.decoder == "unit" or init == "tied":
+        torch.testing.assert_close(norms, torch.ones(90))
+    else:
+        assert (norms - 1).abs().min() > 1e-3
+
+
 @pytest.mark.parametrize(("spec", "biases"), [(RELU, ["b_enc"]), (GATED, ["b_gate", "b_mag"]), (SHIFTED, [])], ids=str)
 def test_linear_initial_weights_are_uniform_as_torchs_are(spec, biases):
     sae, _ = checkpoint.build({**spec, "init": "linear", "latents": 900}, 25)
+    sae.unit_decoder = lambda: False
     sae.initialise(torch.arange(25.0))
     if spec is SHIFTED:
         biases, sae.b_enc.data = ["b_enc"], sae.b_enc.data + 0.1

@@ -66,11 +66,31 @@ def test_a_batch_keeps_no_value_that_is_not_positive():
     assert (active.row.tolist(), active.index.tolist(), smallest.item()) == ([2], [7], 0.5)
 
 
-def test_a_batch_keeps_all_values_that_equal_the_smallest_kept():
+def test_of_equal_values_at_the_edge_a_batch_keeps_the_first_by_row_and_latent():
     pre = torch.zeros(3, 256)
-    pre[0, 4], pre[1, 9], pre[2, 0], pre[2, 255] = 2.0, 1.0, 1.0, 1.0
-    active, smallest = select.batch(pre, 2)
-    assert (active.row.tolist(), active.index.tolist(), smallest.item()) == ([0, 1, 2, 2], [4, 9, 0, 255], 1.0)
+    pre[0, 4], pre[1, 9], pre[2, 0], pre[2, 255] = 1.0, 1.0, 2.0, 1.0
+    active, smallest = select.batch(pre, 3)
+    assert (active.row.tolist(), active.index.tolist(), smallest.item()) == ([0, 1, 2], [4, 9, 0], 1.0)
+
+
+@pytest.mark.parametrize(("rows", "latents"), [(64, 512), (64, 500)])
+def test_a_batch_rounded_to_bfloat16_keeps_as_many_as_it_is_told(rows, latents):
+    pre = random(rows, latents).bfloat16().float()
+    active, smallest = select.batch(pre, 64 * 4)
+    assert (pre == smallest).sum() > 1
+    assert len(active.index) == 64 * 4
+    assert torch.equal(pre[active.row, active.index].sort().values, pre.flatten().topk(64 * 4).values.sort().values)
+
+
+@pytest.mark.parametrize("latents", [256, 250])
+@pytest.mark.parametrize("numbers", [1, 40])
+def test_a_batch_keeps_what_is_no_number(latents, numbers):
+    pre = random(7, latents)
+    pre[3, :numbers] = torch.nan
+    active, smallest = select.batch(pre, 20)
+    assert pre[active.row, active.index].isnan().sum() == numbers
+    assert not smallest.isnan()
+    assert len(active.index) == max(20, numbers)
 
 
 def test_processes_that_share_a_batch_keep_what_one_would():
@@ -99,6 +119,15 @@ def test_values_of_latents_selected_in_bfloat16_are_exact(latents, k, signed):
     assert (found != expected).sum() <= 0.01 * expected.sum()
     assert found.sum(1).amax() <= k
     assert signed or (values > 0).all()
+
+
+def test_selection_in_bfloat16_withstands_an_offset_that_b_enc_cancels():
+    x, W_enc = random(40, 16) + 1000, random(1024, 16, seed=1).T
+    b_enc = random(1024, seed=2) - 1000 * W_enc.sum(0)
+    active, values = select.screened(x, W_enc, b_enc, 8, False)
+    exact = x.double() @ W_enc.double() + b_enc.double()
+    expected = torch.zeros_like(exact, dtype=torch.bool).scatter(1, exact.topk(8).indices, True)
+    assert (active.dense(torch.ones_like(values)).bool() != expected).sum() <= 0.01 * expected.sum()
 
 
 def test_selection_in_bfloat16_tells_apart_what_bfloat16_cannot():

@@ -118,8 +118,6 @@ def two(tmp_path, make_table):
 def test_a_transcoder_learns_the_map_from_its_hook_to_its_output(two, tmp_path, architecture, normalise):
     store = two(True)
     more = {"k": 6} if "k" in kinds("saes")[architecture].model_fields else {}
-    if architecture == "jumprelu":
-        normalise, more = {"scale": "norm"}, {"threshold": 0.1}
     made = trained(tmp_path / "sae", store, store, architecture=architecture, outputs=["y"], normalise=normalise, **more,
                    training={"epochs": 40})  # fmt: skip
     sae = checkpoint.load(made)
@@ -128,6 +126,20 @@ def test_a_transcoder_learns_the_map_from_its_hook_to_its_output(two, tmp_path, 
     assert fve == pytest.approx(made.facts["validation_fve"], abs=1e-4)
     assert fve > 0.6
     assert made.facts["out"] == 5
+
+
+@pytest.mark.parametrize("architecture", kinds("saes"))
+def test_a_transcoder_with_its_defaults_withstands_a_large_mean(tmp_path, make_table, architecture):
+    """Of hooks whose squared mean is twenty-five times their variance or more."""
+    x = rows(600)
+    x = x - x.mean(0)
+    table = make_table((x + 5 * (x.var(0).sum() / 8) ** 0.5).astype(np.float32))
+    store = harvested(tmp_path / "far", Two(True), table, hooks=["x", "y"], chunk_rows=50, shard_rows=100)
+    more = {"k": 6} if "k" in kinds("saes")[architecture].model_fields else {}
+    made = trained(tmp_path / "sae", store, store, architecture=architecture, outputs=["y"], **more, training={"epochs": 30})
+    assert made.facts["validation_fve"] > 0.6
+    assert made.facts["validation_dead"] < 0.4 or architecture == "jumprelu", "its penalty takes those that explain little"
+    assert made.facts["validation_l0"] > 0.5
 
 
 def test_a_skip_transcoder_finds_a_linear_map(two, tmp_path):

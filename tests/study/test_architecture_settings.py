@@ -22,6 +22,22 @@ def test_each_is_fine_without_a_setting_and_as_a_transcoder(architecture):
     assert transcoder.problems(64) == []
 
 
+CENTRED = {"centre": True, "scale": "norm"}
+
+
+@pytest.mark.parametrize("architecture", kinds("saes"))
+def test_transcoders_and_jumprelu_are_trained_in_centred_units_unless_said_otherwise(architecture):
+    plain = CENTRED if architecture == "jumprelu" else {"centre": False, "scale": "none"}
+    assert spec(architecture).normalise.model_dump() == plain
+    both = {"hooks": ["x"], "outputs": ["y"]}
+    assert spec(architecture, **both).normalise.model_dump() == CENTRED
+    assert spec(architecture, **both, normalise={"scale": "norm"}).normalise.model_dump() == CENTRED
+    other = {"centre": False, "scale": "norm"}
+    assert spec(architecture, **both, normalise=other).normalise.model_dump() == other
+    again = spec(architecture, **both, normalise=other).settings()
+    assert kinds("saes")[architecture].model_validate({**again, "activations": "a", "hooks": ["x"]}).normalise.model_dump() == other
+
+
 @pytest.mark.parametrize("architecture", kinds("saes"))
 def test_which_have_a_penalty_that_is_to_make_them_sparse(architecture):
     assert spec(architecture).penalised() == (architecture in ("relu", "jumprelu", "gated"))
@@ -61,6 +77,7 @@ def test_what_would_not_learn_is_refused(architecture, settings, told):
         ("jumprelu", {"target_l0": 513}, "target_l0: 513.0 is more than the 512 latents"),
         ("batchtopk", {"k": 513}, "k: 513 is more than the 512 latents"),
         ("matryoshka", {"k_start": 513}, "k_start: 513 is more than the 512 latents"),
+        ("topk", {"k": 8, "k_start": 4}, "k_start: 4 is less than k, 8"),
         ("matryoshka", {"prefixes": [5, 100]}, "prefixes: the last is 100 of 512 latents"),
     ],
 )

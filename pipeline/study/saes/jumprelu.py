@@ -1,11 +1,11 @@
 """Settings of the JumpReLU SAE."""
 
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
 from pydantic import model_validator
 
 from pipeline.study.base import NonNegative, Positive
-from pipeline.study.sae import SAE, Normalise
+from pipeline.study.sae import SAE, Normalise, centred_by_default
 
 
 class JumpReLU(SAE):
@@ -19,12 +19,18 @@ class JumpReLU(SAE):
     target_l0: Positive | None = None
     """The L0 to reach: the weight is found while training."""
     threshold: NonNegative = 1.0
-    """Where thresholds begin, in units of training, in which a random direction's pre-activation has variance 1 (`normalise`): a sixth of
-    the latents are active. From 0.05, where the paper's begin (0.001 in units in which activations have norm 1, at its width of 2304), runs
-    of a thousand steps do not reach a usual L0."""
+    """Where thresholds begin, in units of training, in which a random direction's pre-activation has mean 0 and variance 1
+    (`normalise`): a sixth of the latents are active. From 0.05, where the paper's begin (0.001 in units in which activations have norm 1,
+    at its width of 2304), runs of a thousand steps do not reach a usual L0."""
     bandwidth: Positive = 0.05
     """Width of the band around the threshold in which pre-activations move it, in the same units; the paper's 0.001 at that width."""
-    normalise: Normalise = Normalise(scale="norm")
+    normalise: Normalise = Normalise(centre=True, scale="norm")
+    """`centre: true` and `scale: norm`, for what it says nothing of: the mean would count in the norm, and thresholds be too high."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _centred(cls, raw: Any) -> Any:
+        return centred_by_default(raw) if isinstance(raw, dict) else raw
 
     @model_validator(mode="after")
     def _in_units_of_the_band(self) -> Self:
@@ -34,6 +40,9 @@ class JumpReLU(SAE):
 
     def penalised(self) -> bool:
         return self.l0 > 0 or self.target_l0 is not None
+
+    def wanted_l0(self) -> float | None:
+        return self.target_l0
 
     def problems(self, width: int) -> list[str]:
         latents = self.latents or 8 * width
