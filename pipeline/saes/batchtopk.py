@@ -56,7 +56,7 @@ class Module(SAE):
         centred_BD = self.centred(x_BD)
         pre_BM = self.pre(centred_BD)
         rows = int(at.summed(torch.tensor(len(x_BD), device=x_BD.device)))
-        active, smallest = select.batch(pre_BM, rows * (at.k or self.spec.k), at.gathered)
+        active, smallest = select.batch(pre_BM, rows * (at.k or self.spec.k), at.gathered, at.rank)
         if self.training:
             self._follow(smallest)
         return centred_BD, latents.at(active, centred_BD, self.W_enc, self.b_enc, pre_BM), pre_BM

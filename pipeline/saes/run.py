@@ -135,6 +135,7 @@ class Run:
             dead_M=self._dead() if self.at.rows >= self.window else None,
             summed=self.group.sum,
             gathered=self.group.joined,
+            rank=self.group.rank,
         )
 
     def _dead(self) -> Tensor:
