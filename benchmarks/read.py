@@ -35,6 +35,7 @@ from pipeline.activations.loader import ActivationLoader
 from pipeline.activations.store import ActivationStore
 from pipeline.artifacts.manifest import MANIFEST, Artifact, publishing
 from pipeline.datasets import token_files
+from pipeline.memory import keep
 from tests.stores import harvested
 
 VOCABULARY, LENGTH = 4096, 128
@@ -189,6 +190,7 @@ def main() -> None:
     parser.add_argument("--folder", help="where the temporary folder is made; about four times the rows' bytes")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
+    keep()  # as every step does
     warnings.filterwarnings("ignore", message="All samples in the training dataset")
     rows, width, batch = options.rows, options.width, options.batch
     with tempfile.TemporaryDirectory(dir=options.folder) as name:

@@ -1,15 +1,15 @@
 """Rows of some hooks that are held in memory: read block by block by some threads, gathered row by row.
 
-A block is the least run of rows that is whole chunks of every hook. Rows are held as they are stored, narrow or sparse.
+Rows are held as they are stored, narrow or sparse; what lies on a disk of this machine's and is not compressed in the page cache, where
+nothing has to be copied.
 """
 
-import math
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
-from dataclasses import dataclass
 from functools import partial
+from itertools import groupby
 from typing import ClassVar
 from weakref import WeakSet
 
@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pipeline.activations.blocks import Blocks
 from pipeline.activations.layout import SPARSE_CHUNK, STORED
 from pipeline.activations.store import Column
 from pipeline.activations.sums import Sparse
@@ -31,69 +32,19 @@ SIGNED = {"bfloat16": np.int16}
 Task = Callable[[], None]
 
 
-@dataclass
-class Blocks:
-    """The rows of a store in blocks of `size` rows, the last perhaps shorter."""
-
-    size: int
-    rows: int
-    """Of the store, flagged ones as well."""
-    flagged: np.ndarray
-    """Numbers of the rows that are flagged for any of the hooks, rising, int64."""
-    kept: np.ndarray
-    """How many rows of each block are not, int64."""
-    numbers: dict[str, np.ndarray]
-    """How many numbers each chunk of a sparse hook holds, int64."""
-
-    @classmethod
-    def of(cls, columns: list[Column]) -> "Blocks":
-        """The blocks that all these hooks of one store can be read by. Raises DamagedArtifact."""
-        rows, step = len(columns[0]), columns[0].shard_rows
-        size = math.lcm(*(column.chunk_rows for column in columns))
-        flagged = []
-        for start in range(0, rows, step):
-            masks = [kept for column in columns if (kept := column.kept(start, start + step)) is not None]
-            if masks:
-                flagged.append(start + np.flatnonzero(~np.logical_and.reduce(masks)))
-        found = np.concatenate(flagged) if flagged else np.empty(0, dtype=np.int64)
-        count = -(-rows // size)
-        kept = np.full(count, size) - np.bincount(found // size, minlength=count)
-        kept[-1] -= count * size - rows
-        return cls(size, rows, found, kept, {column.name: _numbers(column) for column in columns if column.sparse})
-
-    def __len__(self) -> int:
-        return len(self.kept)
-
-    def bytes(self) -> int:
-        """What this itself takes, and an order of the blocks."""
-        return self.flagged.nbytes + 3 * self.kept.nbytes + sum(numbers.nbytes for numbers in self.numbers.values())
-
-    def places(self, blocks: np.ndarray) -> np.ndarray | None:
-        """Where rows that are not flagged lie when these blocks are held one after the other; None when everywhere."""
-        if self.kept[blocks].sum() == len(blocks) * self.size:
-            return None
-        here = np.ones((len(blocks), self.size), dtype=bool)
-        for slot in np.flatnonzero(self.kept[blocks] < self.size):
-            first = blocks[slot] * self.size
-            start, stop = np.searchsorted(self.flagged, (first, first + self.size))
-            here[slot, self.flagged[start:stop] - first] = False
-            here[slot, self.rows - first :] = False
-        return np.flatnonzero(here)
-
-
 class DenseRows:
     """Memory for rows of a dense hook."""
 
     def __init__(self, column: Column, blocks: Blocks, most: int) -> None:
         """`most` is how many blocks are held."""
-        self.column, self.block = column, blocks.size
+        self.column, self.blocks = column, blocks
         self.rows = np.empty((min(most * blocks.size, blocks.rows), column.shape[1]), dtype=STORED[column.dtype])
         # Torch does not gather unsigned integers of two bytes, so that they are taken for what they stand for.
         self.tensor = torch.from_numpy(self.rows.view(SIGNED.get(column.dtype, self.rows.dtype))).view(getattr(torch, column.dtype))
 
     def tasks(self, blocks: np.ndarray) -> Iterator[Task]:
         """What reads these blocks, chunk by chunk."""
-        for chunk, at in _chunks(self.column, self.block, blocks):
+        for chunk, at in self.blocks.chunks(self.column, blocks):
             start, stop = self.column.chunks.span(chunk)
             yield partial(self.column.chunks.read_into, chunk, self.rows[at : at + stop - start])
 
@@ -102,12 +53,43 @@ class DenseRows:
         torch.index_select(self.tensor, 0, places, out=found)
 
 
+class MappedRows:
+    """Rows of a dense hook that are used where they lie, in files that are mapped into memory."""
+
+    def __init__(self, column: Column, blocks: Blocks, most: int) -> None:
+        """`most` is how many blocks are held."""
+        self.column, self.blocks = column, blocks
+        self.files = column.chunks.room()
+        whole = self.files.bytes[: len(self.files.bytes) // 4 * 4].view(SIGNED.get(column.dtype, column.dtype))
+        flat, width = torch.from_numpy(whole).view(getattr(torch, column.dtype)), column.shape[1]
+        # Checksums lie between the chunks, so that a row may begin anywhere.
+        self.rows = flat.as_strided((len(flat) - width + 1, width), (1, 1))
+        self.begins = torch.zeros(-(-most * blocks.size // column.chunk_rows), dtype=torch.int64)
+        """Where each chunk begins, less where it would if chunks lay one after the other, in numbers."""
+
+    def tasks(self, blocks: np.ndarray) -> Iterator[Task]:
+        """What brings these blocks in, shard by shard, and compares their checksums. Those that were held are let go."""
+        self.files.release()
+        for _, run in groupby(self.blocks.chunks(self.column, blocks), lambda one: one[0] // self.column.chunks.per_shard):
+            yield partial(self._bring, *map(list, zip(*run, strict=True)))
+
+    def _bring(self, chunks: list[int], places: list[int]) -> None:
+        """Of one shard: where each begins is kept, and is for the chunk that is held from that place on."""
+        begins, at = np.array(self.column.chunks.map_into(chunks, self.files)), np.array(places)
+        self.begins.numpy()[at // self.column.chunk_rows] = begins // self.rows.element_size() - at * self.column.shape[1]
+
+    def gather(self, places: Tensor, found: Tensor) -> None:
+        """The rows at some places, into `found`."""
+        first = self.begins.index_select(0, places // self.column.chunk_rows)
+        torch.index_select(self.rows, 0, first.add_(places, alpha=self.column.shape[1]), out=found)
+
+
 class SparseRows:
     """Memory for rows of a sparse hook."""
 
     def __init__(self, column: Column, blocks: Blocks, most: int) -> None:
         """`most` is how many blocks are held."""
-        self.column, self.block, self.numbers = column, blocks.size, blocks.numbers[column.name]
+        self.column, self.blocks, self.numbers = column, blocks, blocks.numbers[column.name]
         rows, numbers = min(most * blocks.size, blocks.rows), _most_numbers(column, blocks, most)
         self.values, self.indices = np.empty(numbers, dtype=STORED[column.dtype]), np.empty(numbers, dtype=_index_type(column))
         self.starts, self.lengths = np.empty(rows, dtype=np.int64), np.empty(rows, dtype=np.int64)
@@ -115,7 +97,7 @@ class SparseRows:
     def tasks(self, blocks: np.ndarray) -> Iterator[Task]:
         """What reads these blocks, chunk by chunk."""
         number = 0
-        for chunk, at in _chunks(self.column, self.block, blocks):
+        for chunk, at in self.blocks.chunks(self.column, blocks):
             yield partial(self._read, chunk, at, number)
             number += int(self.numbers[chunk])
 
@@ -144,7 +126,7 @@ class Memory:
 
     def __init__(self, columns: list[Column], blocks: Blocks, most: int) -> None:
         self.blocks = blocks
-        self.hooks = {column.name: (SparseRows if column.sparse else DenseRows)(column, blocks, most) for column in columns}
+        self.hooks = {column.name: _kind(column)(column, blocks, most) for column in columns}
         self.held: np.ndarray | None = None
         """Numbers of the blocks that are held, one after the other."""
 
@@ -168,11 +150,10 @@ class Memory:
         self.held = None
         return [task for rows in self.hooks.values() for task in rows.tasks(blocks)]
 
-    def numbers(self, places: Tensor) -> Tensor:
-        """Which rows of the store lie at some places, int64."""
-        assert self.held is not None
-        size = self.blocks.size
-        return torch.from_numpy(self.held).index_select(0, places // size) * size + places % size
+
+def _kind(column: Column) -> type[DenseRows | MappedRows | SparseRows]:
+    """How rows of a hook are held."""
+    return SparseRows if column.sparse else MappedRows if column.chunks.mappable else DenseRows
 
 
 class Readers:
@@ -219,11 +200,6 @@ def _drop() -> None:
 threading._register_atexit(_drop)  # type: ignore[attr-defined]
 
 
-def _numbers(column: Column) -> np.ndarray:
-    """How many numbers each chunk of a sparse hook holds, int64."""
-    return np.concatenate([column.chunks.stored(shard) for shard in range(-(-len(column) // column.shard_rows))])
-
-
 def chunk_bytes(column: Column, blocks: Blocks) -> int:
     """What a chunk of a hook takes as it is decoded, at most."""
     size = np.dtype(STORED[column.dtype]).itemsize
@@ -244,11 +220,3 @@ def _most_numbers(column: Column, blocks: Blocks, most: int) -> int:
 
 def _index_type(column: Column) -> str:
     return "uint16" if column.shape[1] <= 2**16 else "uint32"
-
-
-def _chunks(column: Column, block: int, blocks: np.ndarray) -> Iterator[tuple[int, int]]:
-    """The chunks of some blocks, each with the place of its first row where the blocks are held."""
-    each = block // column.chunk_rows
-    for slot, number in enumerate(blocks.tolist()):
-        for chunk in range(number * each, min((number + 1) * each, len(column.chunks))):
-            yield chunk, slot * block + (chunk - number * each) * column.chunk_rows

@@ -2,15 +2,17 @@
 
 import threading
 from collections import OrderedDict
+from functools import cached_property
 from typing import NoReturn
 
 import numpy as np
 
 from pipeline.activations.layout import SPARSE_FILES, STORE, sums_file
-from pipeline.activations.shards import Described, Shard
+from pipeline.activations.mapped import MappedFiles, supported
+from pipeline.activations.shards import CRC, Described, Shard, compared
 from pipeline.activations.sums import Block, Sparse, checksum, unpacked
 from pipeline.artifacts.manifest import DIFFERENT, Artifact
-from pipeline.artifacts.storage import said
+from pipeline.artifacts.storage import Folder, said
 
 OPEN_FILES = 32
 """Files of an array that are kept open."""
@@ -49,19 +51,50 @@ class Chunks:
 
     def read_into(self, chunk: int, rows: np.ndarray) -> None:
         """The same of a dense array, into memory that is there; it must be contiguous. Raises the same."""
-        shard = chunk // self.per_shard
-        published = self._checksum(chunk)
+        shard, number = divmod(chunk, self.per_shard)
+        published = self._checksums(shard)
         try:
-            found = self._opened(self._files(shard)[0], self._dense).read(chunk % self.per_shard, rows)
+            found = self._opened(self._files(shard)[0], self._dense).read(number, rows)
         except self._faults as error:
             self._faulty(chunk, error)
-        if found != published:
+        if found != published[number]:
             self._faulty(chunk, ValueError(DIFFERENT))
+
+    @cached_property
+    def mappable(self) -> bool:
+        """Whether chunks can be used where they lie: dense, not compressed, on a disk of this machine's."""
+        return self.width is None and not self._dense.compression and isinstance(self.artifact.storage, Folder) and supported()
+
+    def room(self) -> MappedFiles:
+        """Room to map all shards in."""
+        names = (self._files(shard)[0] for shard in range(-(-self.rows // self.shard_rows)))
+        return MappedFiles([self.artifact.files[name]["size"] for name in names])
+
+    def map_into(self, chunks: list[int], files: MappedFiles) -> list[int]:
+        """Brings chunks of one shard into `files`, from `room`, and says at which byte of them each begins. Raises as `read`."""
+        shard, whole = chunks[0] // self.per_shard, self._dense.chunk_bytes
+        published = self._checksums(shard)
+        begins = []
+        for chunk in chunks:
+            number, (start, stop) = chunk % self.per_shard, self.span(chunk)
+            try:
+                if shard not in files.chunks:
+                    opened = self._opened(self._files(shard)[0], self._dense)
+                    files.chunks[shard] = opened.map_into(files, shard, len(published))
+                begins.append(files.chunks[shard][number])
+                content = files.populate(begins[-1], whole + CRC)
+                rows = (stop - start) * whole // self.chunk_rows
+                found = compared(content[:rows], content[rows:whole], content[whole:])
+            except self._faults as error:
+                self._faulty(chunk, error)
+            if found != published[number]:
+                self._faulty(chunk, ValueError(DIFFERENT))
+        return begins
 
     def stored(self, shard: int) -> np.ndarray:
         """How many numbers each chunk of a shard of a sparse hook holds, int64, without reading them. Raises the same."""
         first = shard * self.per_shard
-        self._checksum(first)
+        self._checksums(shard)
         try:
             pointers = self._part(shard, "pointers").numbers(0, min(self.shard_rows, self.rows - shard * self.shard_rows) + 1)
         except self._faults as error:
@@ -71,7 +104,7 @@ class Chunks:
     def _sparse(self, chunk: int) -> Sparse:
         assert self.width is not None
         shard = chunk // self.per_shard
-        published = self._checksum(chunk)
+        published = self._checksums(shard)[chunk % self.per_shard]
         start, stop = (row - shard * self.shard_rows for row in self.span(chunk))
         try:
             pointers = self._part(shard, "pointers").numbers(start, stop + 1)
@@ -100,16 +133,15 @@ class Chunks:
             self._open.move_to_end(name)
             return self._open[name]
 
-    def _checksum(self, chunk: int) -> int:
-        """Of a chunk, as published; the sizes of its shard's files are compared when it is first asked for."""
-        shard = chunk // self.per_shard
+    def _checksums(self, shard: int) -> np.ndarray:
+        """Of its chunks, as published; the sizes of its files are compared when it is first asked for."""
         with self._lock:
             if shard not in self._published:
                 content = self.artifact.content(sums_file(shard))
                 for name in self._files(shard):
                     self.artifact.check_size(name)
                 self._published[shard] = unpacked(content)[0][f"{self.name}.crc32c"]
-        return int(self._published[shard][chunk % self.per_shard])
+            return self._published[shard]
 
     def _files(self, shard: int) -> list[str]:
         """Files of the artifact that hold a shard of this array."""

@@ -9,8 +9,8 @@ from concurrent.futures import Executor
 from dataclasses import dataclass
 from pathlib import Path
 
-import google_crc32c
 import numpy as np
+from crc32c import crc32c
 
 ABSENT = 2**64 - 1
 """Offset and size, in a shard's index, of a chunk that lies behind the last row."""
@@ -41,13 +41,13 @@ def write_shard(path: Path, rows: np.ndarray, chunk_rows: int, shard_rows: int, 
         for number, start in enumerate(range(0, len(rows), chunk_rows)):
             some = rows[start : start + chunk_rows]
             padding = bytes(whole - some.nbytes)
-            own = google_crc32c.value(some)
+            own = crc32c(some)
             found.append(own)
             put(some.data.cast("B"))
-            put(padding + google_crc32c.extend(own, padding).to_bytes(4, "little"))
+            put(padding + crc32c(padding, own).to_bytes(4, "little"))
             index[number] = number * (whole + 4), whole + 4
         put(index.tobytes())
-        put(google_crc32c.value(index).to_bytes(4, "little"))
+        put(crc32c(index).to_bytes(4, "little"))
         for one in hashed:
             one.result()
         return Written(file.tell(), digest.hexdigest(), np.array(found, dtype=np.uint32))

@@ -18,7 +18,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pipeline.activations.buffer import READERS, Blocks, Memory, Readers, chunk_bytes
+from pipeline.activations.blocks import Blocks
+from pipeline.activations.buffer import READERS, Memory, Readers, chunk_bytes
 from pipeline.activations.store import ActivationStore
 from pipeline.artifacts.errors import UserError
 from pipeline.artifacts.seeds import derive
@@ -66,6 +67,8 @@ class _Group:
     """The place in the order at which reading begins."""
     order: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.int64))
     """Places of the rows in the memory, in the order in which they come."""
+    numbers: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.int64))
+    """Of the same rows, in the store."""
 
 
 class ActivationLoader:
@@ -168,6 +171,7 @@ class ActivationLoader:
         places = self.blocks.places(group.blocks)
         order = torch.randperm(int(self.blocks.kept[group.blocks].sum()), generator=generator)
         group.order = order if places is None else torch.from_numpy(places).index_select(0, order)
+        group.numbers = self.blocks.numbers_at(group.order, group.blocks)
 
     def _filled(self, groups: Iterator[_Group]) -> Iterator[tuple[_Group, Memory]]:
         """Each group with the memory that holds it, while the other memory is being filled with the one that follows."""
@@ -211,7 +215,7 @@ class ActivationLoader:
                     numbers, values = self._room(size)
                 take = min(size - have, len(group.order) - at)
                 places, part = group.order[at : at + take], slice(have, have + take)
-                numbers[part] = memory.numbers(places)
+                numbers[part] = group.numbers[at : at + take]
                 for hook, found in values.items():
                     memory.hooks[hook].gather(places, found[part])
                 at, have = at + take, have + take

@@ -11,15 +11,17 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-import google_crc32c
 import numpy as np
+from crc32c import crc32c
 from numcodecs import blosc, zstd
 
+from pipeline.activations.mapped import MappedFiles
 from pipeline.artifacts.manifest import DIFFERENT
 from pipeline.artifacts.storage import Storage
 
 CRC = 4
 """Bytes of a crc32c."""
+MISPLACED = "its place in the shard's index is not as published"
 DECODERS: dict[str, Callable[..., Any]] = {"zstd": zstd.decompress, "blosc": blosc.decompress}
 """They do not hold the interpreter's lock."""
 
@@ -70,27 +72,36 @@ class Shard:
         """Offset and size of each chunk (chunks, 2), uint64."""
         index, crc = bytearray(16 * self.about.per_shard), bytearray(CRC)
         found = self._file.read_at(self.size - len(index) - CRC, [index, crc])
-        if found != len(index) + CRC or google_crc32c.value(bytes(index)) != int.from_bytes(crc, "little"):
+        if found != len(index) + CRC or crc32c(bytes(index)) != int.from_bytes(crc, "little"):
             raise ValueError("the index of the shard differs from that published")
         return np.frombuffer(index, dtype="<u8").reshape(-1, 2)
 
     def read(self, number: int, rows: np.ndarray) -> int:
         """Puts the first rows of a chunk into `rows`, which is contiguous, as many as it holds, and gives their crc32c."""
-        at, size = map(int, self._index[number])
-        if not CRC <= size <= self.size - at:
-            raise ValueError("its place in the shard's index is not as published")
-        return self._decoded(at, size, rows) if self.about.compression else self._straight(at, size, rows)
-
-    def _straight(self, at: int, size: int, rows: np.ndarray) -> int:
-        if size != self.about.chunk_bytes + CRC:
-            raise ValueError("its place in the shard's index is not as published")
+        at, size = self._place(number)
+        if self.about.compression:
+            return self._decoded(at, size, rows)
         crc, padding = bytearray(CRC), bytearray(self.about.chunk_bytes - rows.nbytes)
         found = self._file.read_at(at, [rows.data.cast("B"), padding, crc])
-        own = google_crc32c.value(rows)
-        stored = google_crc32c.extend(own, bytes(padding)) if padding else own
-        if found != size or stored != int.from_bytes(crc, "little"):
+        if found != size:
             raise ValueError(DIFFERENT)
-        return own
+        return compared(rows, padding, crc)
+
+    def map_into(self, files: MappedFiles, own: int, chunks: int) -> list[int]:
+        """Maps the file, not compressed, as number `own` of `files`, and gives where each of its first `chunks` chunks begins in their
+        memory."""
+        places = [self._place(number)[0] for number in range(chunks)]
+        if any(at % self.about.dtype.itemsize for at in places):
+            raise ValueError(MISPLACED)
+        files.map(own, self._file.descriptor)
+        return [files.starts[own] + at for at in places]
+
+    def _place(self, number: int) -> tuple[int, int]:
+        """Where a chunk begins in the file, and its bytes there."""
+        at, size = map(int, self._index[number])
+        if not CRC <= size <= self.size - at or not (self.about.compression or size == self.about.chunk_bytes + CRC):
+            raise ValueError(MISPLACED)
+        return at, size
 
     def _decoded(self, at: int, size: int, rows: np.ndarray) -> int:
         assert self.about.compression is not None
@@ -98,13 +109,13 @@ class Shard:
         if self._file.read_at(at, [encoded.data]) != size:
             raise ValueError(DIFFERENT)
         encoded, crc = encoded[:-CRC], encoded[-CRC:]
-        if google_crc32c.value(encoded) != int.from_bytes(crc.tobytes(), "little"):
+        if crc32c(encoded) != int.from_bytes(crc.tobytes(), "little"):
             raise ValueError(DIFFERENT)
         whole = rows if rows.nbytes == self.about.chunk_bytes else np.empty(self.about.chunk_bytes, dtype=np.uint8)
         DECODERS[self.about.compression](encoded, whole)
         if whole is not rows:
             rows[...] = whole[: rows.nbytes].view(rows.dtype).reshape(rows.shape)
-        return google_crc32c.value(rows)
+        return crc32c(rows)
 
     def numbers(self, start: int, stop: int) -> np.ndarray:
         """Numbers start .. stop - 1 of an array that has one file and one axis."""
@@ -119,3 +130,11 @@ class Shard:
                 some = slice(max(start, first), min(stop, last))
                 found[some.start - start : some.stop - start] = whole[some.start - first : some.stop - first]
         return found
+
+
+def compared(rows: np.ndarray, padding: bytearray | np.ndarray, crc: bytearray | np.ndarray) -> int:
+    """crc32c of a chunk's rows, when that of all of it agrees with the one behind it. Raises ValueError."""
+    own = crc32c(rows)
+    if (crc32c(padding, own) if len(padding) else own) != int.from_bytes(bytes(crc), "little"):
+        raise ValueError(DIFFERENT)
+    return own

@@ -6,8 +6,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import google_crc32c
 import numpy as np
+from crc32c import crc32c
 from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
@@ -46,10 +46,10 @@ Block = np.ndarray | Sparse
 def checksum(rows: Block) -> int:
     """crc32c of a chunk's rows as a reader sees them; of a sparse one that of its rows' lengths, indices and values."""
     if not isinstance(rows, Sparse):
-        return google_crc32c.value(rows)
-    found = google_crc32c.value(np.diff(rows.pointers).astype("<i8"))
+        return crc32c(rows)
+    found = crc32c(np.diff(rows.pointers).astype("<i8"))
     for part in (rows.indices, rows.values):
-        found = google_crc32c.extend(found, part.tobytes())
+        found = crc32c(part, found)
     return found
 
 

@@ -23,13 +23,13 @@ class OpenFile:
     """A file that is open while somebody holds this."""
 
     def __init__(self, path: Path) -> None:
-        self._number = os.open(path, os.O_RDONLY)
+        self.descriptor = os.open(path, os.O_RDONLY)
 
     def read_at(self, at: int, buffers: Sequence[bytearray | memoryview]) -> int:
         """Fills buffers, one after the other, with the bytes from `at` on, and says how many there were."""
         rest, found = [memoryview(buffer) for buffer in buffers], 0
         # One call may give less than there is: at most 2 GiB, and what a network's file system has at hand.
-        while rest and (count := os.preadv(self._number, rest, at + found)):
+        while rest and (count := os.preadv(self.descriptor, rest, at + found)):
             found += count
             while rest and count >= len(rest[0]):
                 count -= len(rest.pop(0))
@@ -37,8 +37,8 @@ class OpenFile:
         return found
 
     def __del__(self) -> None:
-        if hasattr(self, "_number"):
-            os.close(self._number)
+        if hasattr(self, "descriptor"):
+            os.close(self.descriptor)
 
 
 class OpenObject:

@@ -1,5 +1,9 @@
 """Shuffled batches: every row once an epoch, in an order that a seed decides, within the memory that is given."""
 
+import ctypes
+import errno
+import gc
+import re
 import subprocess
 import sys
 import textwrap
@@ -7,13 +11,16 @@ import threading
 import time
 import tracemalloc
 from collections import Counter
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
+from pipeline.activations import mapped
 from pipeline.activations.chunks import Chunks
 from pipeline.activations.loader import ActivationLoader, Position, _ahead
+from pipeline.activations.mapped import supported
 from pipeline.activations.store import ActivationStore
 from pipeline.artifacts.errors import DamagedArtifact, UserError
 from pipeline.artifacts.manifest import MANIFEST
@@ -53,10 +60,21 @@ def store(make_store):
 def read(monkeypatch) -> Counter:
     """How often each chunk of a hook is read."""
     seen: Counter = Counter()
-    into, whole = Chunks.read_into, Chunks.read
+    into, whole, mapped = Chunks.read_into, Chunks.read, Chunks.map_into
     monkeypatch.setattr(Chunks, "read_into", lambda self, chunk, rows: seen.update([chunk]) or into(self, chunk, rows))
+    monkeypatch.setattr(Chunks, "map_into", lambda self, chunks, files: seen.update(chunks) or mapped(self, chunks, files))
     monkeypatch.setattr(Chunks, "read", lambda self, chunk: (self.width and seen.update([chunk])) or whole(self, chunk))
     return seen
+
+
+@pytest.fixture(params=["mapped", "copied"])
+def held(request, monkeypatch) -> str:
+    """How rows are held that are not compressed: as where files can be mapped, and as elsewhere."""
+    if request.param == "copied":
+        monkeypatch.setattr("pipeline.activations.chunks.supported", lambda: False)
+    elif not supported():
+        pytest.skip("this system maps no files as the loader needs it")
+    return request.param
 
 
 CASES = [
@@ -72,7 +90,7 @@ CASES = [
 
 
 @pytest.mark.parametrize(("rows", "size", "memory"), CASES)
-def test_every_row_comes_once_an_epoch_in_batches_equal_but_for_a_row(store, rows, size, memory):
+def test_every_row_comes_once_an_epoch_in_batches_equal_but_for_a_row(store, held, rows, size, memory):
     loader = ActivationLoader(store(rows), "x", size, seed=0, memory_mb=memory)
     assert loader.exact == (rows == 40)
     for epoch in range(3):
@@ -136,7 +154,7 @@ def test_to_resume_reads_no_more_than_what_is_held_then_and_after(store, read):
     assert len(last) == 203 // 21
 
 
-def test_each_chunk_is_read_once_an_epoch_and_when_all_fit_once(store, read):
+def test_each_chunk_is_read_once_an_epoch_and_when_all_fit_once(store, held, read):
     for rows, times in ((203, 2), (40, 1)):
         read.clear()
         loader = ActivationLoader(store(rows), "x", 8, seed=0, memory_mb=ROOM)
@@ -223,12 +241,13 @@ def test_numbers_are_those_that_the_store_gives_as_float32(make_store, dtype, sp
 
 @pytest.mark.parametrize("sparse", [[], ["x"]])
 @pytest.mark.parametrize("compression", ["none", "zstd"])
-def test_memory_is_bounded_by_the_setting_while_the_other_half_fills(make_store, sparse, compression):
+def test_memory_is_bounded_by_the_setting_while_the_other_half_fills(make_store, monkeypatch, sparse, compression):
     """Counted by Python itself: everything that numpy allocates between the opening and the end of two epochs. Batches are torch's."""
     chance = np.random.default_rng(0)
     values = chance.normal(size=(1203, WIDTH)) * (chance.random((1203, WIDTH)) < 0.3)
     made = make_store(values, sparse=sparse, compression=compression, chunk_rows=8, shard_rows=64)
     memory = 4
+    monkeypatch.setattr("pipeline.activations.chunks.supported", lambda: False)  # of mapped files: the next test
     list(ActivationLoader(made, "x", 64, seed=0, memory_mb=memory).epoch(0))
     loader = ActivationLoader(made, "x", 64, seed=0, memory_mb=memory)
     assert not loader.exact
@@ -243,6 +262,74 @@ def test_memory_is_bounded_by_the_setting_while_the_other_half_fills(make_store,
     assert 0.45 * memory * 2**20 < peak < memory * 2**20
 
 
+def resident(folder: Path) -> int:
+    """Bytes of files under a folder that this process has mapped and that are in its memory."""
+    found, inside = 0, False
+    for line in Path("/proc/self/smaps").read_text().splitlines():
+        inside = str(folder) in line if re.match(r"[0-9a-f]+-[0-9a-f]+ ", line) else inside
+        found += 1024 * int(line.split()[1]) if inside and line.startswith("Rss:") else 0
+    return found
+
+
+@pytest.mark.skipif(not supported(), reason="this system maps no files as the loader needs it")
+def test_mapped_files_take_no_more_of_the_memory_than_the_setting(store):
+    made, memory = store(1203, chunk_rows=8, shard_rows=64), 4
+    loader = ActivationLoader(made, "x", 64, seed=0, memory_mb=memory)
+    assert not loader.exact
+    seen = [resident(made.artifact.folder) for _ in loader.batches(epochs=2)]
+    chunk, around = 8 * WIDTH * 4, 2**17  # the kernel maps what it has at hand of 64 KiB before and after
+    assert loader.blocks_held * chunk < max(seen) < 2 * loader.blocks_held * (chunk + around) < 1203 * WIDTH * 4 / 2
+    del loader
+    gc.collect()
+    assert resident(made.artifact.folder) == 0, "nothing is mapped any more"
+
+
+def test_mapped_and_copied_rows_come_in_the_same_order(make_store, monkeypatch):
+    values = np.random.default_rng(0).normal(size=(203, 70))  # rows and chunks that end on no page
+    stores = [make_store(values, name=dtype, dtype=dtype, chunk_rows=8, shard_rows=32) for dtype in ("float32", "float16", "bfloat16")]
+    found = []
+    for able in (lambda: True, lambda: False):
+        monkeypatch.setattr("pipeline.activations.chunks.supported", able)
+        found.append([batch for made in stores for batch in ActivationLoader(made, "x", 10, 0, ROOM).batches(epochs=2)])
+    for one, other in zip(*found, strict=True):
+        assert torch.equal(one.rows, other.rows)
+        assert torch.equal(one["x"], other["x"])
+
+
+@pytest.mark.skipif(not supported(), reason="this system maps no files as the loader needs it")
+@pytest.mark.parametrize(("fails", "told"), [("mmap", "Cannot allocate memory"), ("madvise", "Bad address")])
+def test_a_file_that_cannot_be_mapped_or_brought_in_is_named_and_nothing_else_is_said_of_it(store, monkeypatch, fails, told):
+    made, own = store(203), mapped._system
+
+    def system(name: str):
+        def failing(*given):
+            if name == "madvise" and given[-1] != mapped.POPULATE_READ:
+                return own(name)(*given)
+            ctypes.set_errno(errno.ENOMEM if name == "mmap" else errno.EFAULT)
+            return -1
+
+        return failing if name == fails else own(name)
+
+    monkeypatch.setattr(mapped, "_system", system)
+    loader = ActivationLoader(made, "x", 10, 0, memory_mb=2048)
+    with pytest.raises(UserError, match=rf"x/c/\d+/0 \(rows .* of x\): could not be read \({told}\)") as caught:
+        list(loader.epoch(0))
+    assert "repair" not in str(caught.value)
+
+
+@pytest.mark.skipif(not supported(), reason="this system maps no files as the loader needs it")
+def test_a_file_that_has_another_size_by_the_time_it_is_mapped_is_damage(store):
+    made = store(203)
+    loader = ActivationLoader(made, "x", 10, 0, memory_mb=2048)
+    column = loader.columns[0]
+    column.chunks._checksums(2)  # its size is as published
+    path = made.artifact.folder / "store.zarr/x/c/2/0"
+    content = path.read_bytes()
+    path.write_bytes(content + b"more")
+    with pytest.raises(DamagedArtifact, match=r"x/c/2/0"):
+        list(loader.epoch(0))
+
+
 def test_too_little_memory_is_named_with_what_would_do(store):
     made = store(203, chunk_rows=64, shard_rows=64)
     with pytest.raises(UserError, match=r"memory_mb: 1 holds no two blocks of 64 rows; give at least \d+") as caught:
@@ -254,7 +341,7 @@ def test_too_little_memory_is_named_with_what_would_do(store):
 
 
 @pytest.mark.parametrize(("rows", "memory"), [(203, ROOM), (40, 2048)])
-def test_damage_reaches_who_reads_and_ends_the_threads(store, rows, memory):
+def test_damage_reaches_who_reads_and_ends_the_threads(store, held, rows, memory):
     made = store(rows)
     before = threading.active_count()
     path = made.artifact.folder / "store.zarr/x/c/2/0"
@@ -347,8 +434,9 @@ def test_a_program_ends_at_once_and_without_a_word_though_nobody_closed_its_read
         if {ahead}:
             batches = _ahead(batches)
         next(batches)
-        own = Chunks.read_into
-        Chunks.read_into = lambda *given: time.sleep(0.05) or own(*given)
+        into, mapped = Chunks.read_into, Chunks.map_into
+        Chunks.read_into = lambda *given: time.sleep(0.05) or into(*given)
+        Chunks.map_into = lambda self, chunks, files: time.sleep(0.05 * len(chunks)) or mapped(self, chunks, files)
         for _ in range({2 * 4096 // 64 // 3}):
             next(batches)
         print("ends", time.time())

@@ -168,7 +168,8 @@ def test_the_store_is_read_once_for_all_variants(store, monkeypatch):
     """Each of its chunks, by the loader that they share."""
     from pipeline.activations.chunks import Chunks
 
-    read, counted = Chunks.read_into, []
+    read, mapped, counted = Chunks.read_into, Chunks.map_into, []
     monkeypatch.setattr(Chunks, "read_into", lambda self, chunk, *rest: (counted.append(chunk), read(self, chunk, *rest))[1])
+    monkeypatch.setattr(Chunks, "map_into", lambda self, chunks, *rest: (counted.extend(chunks), mapped(self, chunks, *rest))[1])
     run(store, architecture="topk", k=3)
     assert sorted(counted) == list(range(6))
