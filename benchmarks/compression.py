@@ -25,10 +25,10 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-import google_crc32c
 import numpy as np
 import torch
 import zarr
+from crc32c import crc32c
 from harvest import CONTEXT, DIGEST, Case, in_turns, stories, stories15m
 
 from pipeline.activations.filling import BITS
@@ -68,7 +68,7 @@ def writer(folder: Path, rows: int, turns: int) -> None:
         works = {
             "memcpy": partial(np.copyto, np.zeros_like(values), values),
             "memcpy to new memory": values.copy,
-            "crc32c": partial(google_crc32c.value, values),
+            "crc32c": partial(crc32c, values),
             "sha256": partial(hashlib.sha256, values),
             "new file": lambda values=values, files=files: plain(folder / f"{values.shape[1]}-{next(files)}", values),
             "ShardWriter": lambda ours=ours, values=values, shards=shards: ours.write(next(shards), {HOOK: values, **shard(len(values))}),

@@ -103,19 +103,19 @@ class Inside:
 
     def timed(self, work: Callable[[], Any]) -> Any:
         """What `work` gives; it harvests once."""
-        forward, taken = pipeline.activations.harvest._hooks, []
+        forward, taken = pipeline.activations.harvest._outputs, []
 
-        def hooks(*given: Any) -> Any:
+        def outputs(*given: Any) -> Any:
             start = time.perf_counter()
             found = forward(*given)
             taken.append(time.perf_counter() - start)
             return found
 
-        pipeline.activations.harvest._hooks = hooks
+        pipeline.activations.harvest._outputs = outputs
         try:
             return work()
         finally:
-            pipeline.activations.harvest._hooks = forward
+            pipeline.activations.harvest._outputs = forward
             self.seconds.append(sum(taken[1:]))
 
 

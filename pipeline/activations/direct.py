@@ -5,7 +5,7 @@ from where they are into the file, and are hashed beside that (benchmarks/compre
 """
 
 import hashlib
-from concurrent.futures import Executor
+from concurrent.futures import Executor, Future
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,7 +21,8 @@ class Written:
     """A shard that is written; of each of its chunks the crc32c of its rows."""
 
     size: int
-    sha256: str
+    sha256: Future
+    """Gives the hex digest when all is hashed, which may be later than it is written."""
     crc32c: np.ndarray
 
 
@@ -32,10 +33,9 @@ def write_shard(path: Path, rows: np.ndarray, chunk_rows: int, shard_rows: int, 
     found, digest = [], hashlib.sha256()
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("wb") as file:
-        hashed = []
 
         def put(content: memoryview | bytes) -> None:
-            hashed.append(beside.submit(digest.update, content))
+            beside.submit(digest.update, content)
             file.write(content)
 
         for number, start in enumerate(range(0, len(rows), chunk_rows)):
@@ -48,6 +48,4 @@ def write_shard(path: Path, rows: np.ndarray, chunk_rows: int, shard_rows: int, 
             index[number] = number * (whole + 4), whole + 4
         put(index.tobytes())
         put(crc32c(index).to_bytes(4, "little"))
-        for one in hashed:
-            one.result()
-        return Written(file.tell(), digest.hexdigest(), np.array(found, dtype=np.uint32))
+        return Written(file.tell(), beside.submit(digest.hexdigest), np.array(found, dtype=np.uint32))

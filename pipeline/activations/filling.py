@@ -44,12 +44,16 @@ class Filling:
         """
         count = min(stop - start, self.rows - self.held)
         for hook, values in found.items():
+            dense = self.dense.get(hook)
+            if dense is not None and places is not None and values.dtype == self.dtype and values.device == dense.device:
+                torch.index_select(values, 0, places[start : start + count], out=dense[self.held : self.held + count])
+                continue
             into = self.held
             for rows in _taken(values, places, start, start + count):
-                if hook in self.sparse:
+                if dense is None:
                     self._add_sparse(hook, _sparse(rows.to(self.dtype)))
                 else:
-                    self.dense[hook][into : into + len(rows)].copy_(rows)
+                    dense[into : into + len(rows)].copy_(rows)
                 into += len(rows)
         for name, column in index.items():
             self.index[name].append(column[start : start + count])

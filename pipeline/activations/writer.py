@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Iterable, Mapping
-from concurrent.futures import Executor, ThreadPoolExecutor
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -19,6 +19,10 @@ from pipeline.console import say
 
 HASHED = 2
 """Shards whose files are hashed at the same time."""
+
+
+class Unfit(UserError):
+    """A number that cannot be stored."""
 
 
 class ShardWriter:
@@ -74,43 +78,53 @@ class ShardWriter:
         """Writes one shard: hooks in the dtype they are stored in, and the index. Raises UserError where a number does not fit, and when
         the disk is full."""
         start, stop = self.layout.span(shard)
-        found, flags = self._sums(columns)
         faults: tuple[type[Exception], ...] = (*self.storage.faults, UserError)
         try:
-            with ThreadPoolExecutor(1) as beside:
-                self._write(shard, {**columns, **flags}, found, beside)
+            with ThreadPoolExecutor(1) as hashing, ThreadPoolExecutor(1) as summing:
+                # Products are torch's, whose threads are those of this thread alone.
+                found = _done(self._sums(columns)) if self.outer else summing.submit(self._sums, columns)
+                self._write(shard, columns, found, hashing)
+        except Unfit:
+            raise  # it would be found again
         except faults as error:
             what = str(error) if isinstance(error, UserError) else f"{self.storage.where(STORE)}: {said(error)}"
             raise UserError(
                 f"{what}, at rows {start:,}-{stop - 1:,}; the shards before stand, and the harvest goes on there when it is started again"
             ) from None
 
-    def _write(self, shard: int, columns: dict[str, Block], found: Arrays, beside: Executor) -> None:
+    def _write(self, shard: int, columns: dict[str, Block], summed: Future, hashing: Executor) -> None:
+        """`summed` gives sums and flags, by the time that hooks and index are written."""
         layout, (start, stop) = self.layout, self.layout.span(shard)
         for name in (sums_file(shard), *layout.files(shard)):
             self.storage.remove(name)
         files: dict[str, Any] = {}
-        for name, rows in columns.items():
-            chunk = layout.chunk_rows.get(name, layout.chunk_rows["token"])
-            what = f"rows {start}-{stop - 1} of {name}"
-            if isinstance(self.storage, Folder) and layout.compression == "none" and not isinstance(rows, Sparse):
-                file = f"{STORE}/{name}/c/{shard}" + "/0" * (rows.ndim - 1)
-                known = write_shard(self.storage.folder / file, rows, chunk, layout.shard_rows, beside)
-                files[file] = {"size": known.size, "sha256": known.sha256, "about": what}
-                found[f"{name}.crc32c"] = known.crc32c
-                continue
-            for file, content in self._encoded(name, shard, rows).items():
-                files[file] = {**self._put(file, content, beside), "about": what}
-            found[f"{name}.crc32c"] = checksums(rows, chunk)
+        known = {name: self._array(shard, name, rows, files, hashing) for name, rows in columns.items()}
+        found, flags = summed.result()
+        known |= {name: self._array(shard, name, rows, files, hashing) for name, rows in flags.items()}
+        found |= {f"{name}.crc32c": crcs for name, crcs in known.items()}
+        files = {name: {**entry, "sha256": entry["sha256"].result()} for name, entry in files.items()}
         about = {"digest": self.digest, "rows": [start, stop], "above": self.above}
         outer = {name: found.pop(name) for name in list(found) if name.endswith(".outer")}
         if outer:
             products = packed(outer, about)
             self.storage.write(outer_file(shard), products)
-            files[outer_file(shard)] = {**_entry(products), "about": f"rows {start}-{stop - 1} of sums"}
+            files[outer_file(shard)] = {"size": len(products), "sha256": _sha256(products), "about": f"rows {start}-{stop - 1} of sums"}
         if lacking := _lacking(layout, shard, found, files):
             raise UserError(f"{self.storage.where(lacking)}: was not written")
         self.storage.write(sums_file(shard), packed(found, {**about, "files": files}))
+
+    def _array(self, shard: int, name: str, rows: Block, files: dict[str, Any], hashing: Executor) -> np.ndarray:
+        """Writes the shard of an array, adds its files to `files`, their hashes as futures, and gives the checksums of its chunks."""
+        layout, (start, stop) = self.layout, self.layout.span(shard)
+        chunk, what = layout.chunk_rows.get(name, layout.chunk_rows["token"]), f"rows {start}-{stop - 1} of {name}"
+        if isinstance(self.storage, Folder) and layout.compression == "none" and not isinstance(rows, Sparse):
+            file = f"{STORE}/{name}/c/{shard}" + "/0" * (rows.ndim - 1)
+            known = write_shard(self.storage.folder / file, rows, chunk, layout.shard_rows, hashing)
+            files[file] = {"size": known.size, "sha256": known.sha256, "about": what}
+            return known.crc32c
+        for file, content in self._encoded(name, shard, rows).items():
+            files[file] = {"size": len(content), "sha256": self._put(file, content, hashing), "about": what}
+        return checksums(rows, chunk)
 
     def _encoded(self, name: str, shard: int, rows: Block) -> dict[str, np.ndarray]:
         """The files of a shard of an array, as Zarr encodes them."""
@@ -134,16 +148,16 @@ class ShardWriter:
             if len(values):
                 made[:] = values
 
-    def _put(self, name: str, content: np.ndarray, beside: Executor) -> dict[str, Any]:
-        """Writes a file of a shard; its size and hash are those of `content`, whatever the disk makes of it."""
-        entry = beside.submit(_entry, content.data)
+    def _put(self, name: str, content: np.ndarray, hashing: Executor) -> Future:
+        """Writes a file of a shard; its hash is that of `content`, whatever the disk makes of it."""
+        digest = hashing.submit(_sha256, content.data)
         if isinstance(self.storage, Folder):
             path = self.storage.folder / name
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(content.data)  # sealing waits until it is on the disk
         else:
             self.storage.write(name, content.tobytes())
-        return entry.result()
+        return digest
 
     def _sums(self, columns: dict[str, Block]) -> tuple[Arrays, dict[str, Block]]:
         """Sums of every hook, and which rows are flagged."""
@@ -171,11 +185,17 @@ class ShardWriter:
         at = f"sequence {sequence}, position {position}"
         most = {"float16": "65,504", "bfloat16": "3.4e38"}.get(self.layout.dtype)
         what = f"not finite, or does not fit {self.layout.dtype} (at most {most})" if most else "not finite"
-        raise UserError(f"hook {hook}: a number is {what}, at {at}")
+        raise Unfit(f"hook {hook}: a number is {what}, at {at}")
 
 
-def _entry(content: Any) -> dict[str, Any]:
-    return {"size": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+def _done(value: Any) -> Future:
+    done: Future = Future()
+    done.set_result(value)
+    return done
+
+
+def _sha256(content: Any) -> str:
+    return hashlib.sha256(content).hexdigest()
 
 
 def foreign(about: Mapping[str, Any], digest: str, above: Mapping[str, float | None]) -> str | None:
