@@ -179,3 +179,24 @@ def test_a_transcoder_is_given_directions_of_each_side(build):
         row = int((sae.W_dec[latent] @ (y / y.norm(dim=1, keepdim=True)).T).argmax())
         into = x[row] - x.mean(0)
         torch.testing.assert_close(sae.W_enc[:, latent], 0.2 * into / into.norm())
+
+
+@pytest.mark.parametrize("way", [{}, {"outputs": ["y"], "hook": "x", "output": "y"}], ids=["subtract_b_dec: false", "transcoder"])
+@pytest.mark.parametrize("architecture", kinds("saes"))
+def test_new_latents_fire_for_their_row_and_not_for_what_all_rows_share(architecture, way):
+    """Of rows whose mean is twenty times their spread, where b_dec is not subtracted from them: a new latent fires for about half."""
+    plain = {"normalise": {"centre": False, "scale": "norm"}, "subtract_b_dec": False, "latents": 60}
+    sae, _ = checkpoint.build({"architecture": architecture, **plain, **way}, 6)
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(2000, 6, generator=generator) + 20 * torch.nn.functional.normalize(torch.randn(6, generator=generator), dim=0)
+    sae.initialise(x.mean(0))
+    dead_M = torch.arange(60) >= 10
+    before = {name: sae.get_parameter(name)[:10].clone() for name in sae._BIASES}
+    resampling.resample(sae, dead_M, x, x, 0)
+    assert all(torch.equal(sae.get_parameter(name)[:10], value) for name, value in before.items()), "others are left alone"
+    pre_BM = sae.pre(sae.centred(x))[:, dead_M]
+    bias = -0.2 * sae.spec.theta if architecture == "shifted-relu" else 0.0
+    torch.testing.assert_close(pre_BM, (x - x.mean(0)) @ sae.W_enc[:, dead_M] + bias, rtol=1e-3, atol=1e-4)
+    assert ((pre_BM > 0).float().mean(0) - 0.5).abs().max() < 0.1
+    if architecture == "gated":
+        torch.testing.assert_close(sae.encode(x)[:, dead_M], pre_BM.relu(), rtol=1e-3, atol=1e-4)
