@@ -4,8 +4,8 @@
   share, those of the whole batch
 - afterwards, those above a threshold: a running mean, at rate 0.01 as in SAELens, of the smallest that survived. SAELens' begins at 0,
   which short runs end near; and the smallest falls while an SAE learns, so that a plain mean of a short run is far too high. Here the rate
-  is 10 / n at the nth batch until it is 0.01: a mean of about the last tenth of the run. While k falls it is that of the last batch, and the
-  mean begins where k has reached its value
+  is 10 / n at the nth batch until it is 0.01: a mean of about the last tenth of the run. While k falls it is that of the last batch, and
+  the mean begins where k has reached its value
 - saved as SAELens saves it: a JumpReLU SAE with one threshold for all latents. As a ReLU SAE, far more latents would be active
 - dead latents learn from what the others leave (AuxK, auxk.py); only the encoder's product is dense (kernels.py)
 """
