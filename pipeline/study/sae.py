@@ -29,7 +29,7 @@ class SAETraining(Optimizer):
     dead_share: Annotated[float, Number, Field(gt=0, le=1)] = 0.2
     resample: Annotated[list[Share], Distinct] = []
     """Points of the run, as shares of its steps, at which dead latents are given directions of rows that are reconstructed badly
-    (Bricken et al. 2023). None is dead before the window of `dead_share` is over."""
+    (Bricken et al. 2023). None before `dead_share`: until then no latent is dead."""
     points: Count = 50
     """Rows in the training curve, each with what is measured on held-out rows."""
     validate_on: Count = 2**13
@@ -52,6 +52,9 @@ class SAETraining(Optimizer):
     def _consistent(self) -> Self:
         if self.processes > self.batch:
             raise ValueError(f"processes: {self.processes} cannot share batches of {self.batch} rows")
+        if early := [share for share in self.resample if share < self.dead_share]:
+            told = f"at {early[0]:g} of the run no latent is dead yet, for `dead_share` is {self.dead_share:g}"
+            raise ValueError(f"resample: {told}; resample later, or give a smaller `dead_share`")
         return self
 
     def for_latents(self, latents: int) -> Self:

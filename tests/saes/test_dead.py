@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline.saes import checkpoint, resampling
+from pipeline.saes import checkpoint, resampling, train
 from pipeline.study.kinds import kinds
 from pipeline.study.sae import SAETraining
 from tests.saes.runs import RELU, TOPK, TRAINING, made, rows, run
@@ -15,6 +15,23 @@ from tests.saes.runs import RELU, TOPK, TRAINING, made, rows, run
 )
 def test_the_window_is_the_smaller_of_a_number_of_tokens_and_a_share_of_the_run(tokens, share, rows, window):
     assert SAETraining(dead_tokens=tokens, dead_share=share).window(rows) == window
+
+
+@pytest.mark.parametrize(("resample", "told"), [([0.1], "at 0.1 of the run"), ([0.6, 0.19], "at 0.19 of the run"), ([0.2, 0.9], None)])
+def test_resampling_before_any_latent_can_be_dead_is_refused(resample, told):
+    if told is None:
+        assert SAETraining(resample=resample).resample == resample
+        return
+    with pytest.raises(ValueError, match=f"resample: {told} no latent is dead yet, for `dead_share` is 0.2; resample later"):
+        SAETraining(resample=resample)
+
+
+@pytest.mark.parametrize("share", [0.07, 0.11, 0.3, 0.57])
+def test_resampling_where_the_window_ends_finds_who_is_dead(store, share):
+    """Whatever rounding makes of the share of steps: of 77 here, in batches that are not equal."""
+    found, _, batches = killed(store, **RELU, training={**KILLING, "batch": 28, "epochs": 7, "dead_share": share, "resample": [share]})
+    trained(found, batches, 7)
+    assert found.at.resampled == 20
 
 
 def test_the_window_is_printed_and_in_the_facts(store, capsys):
@@ -44,11 +61,11 @@ def test_rows_since_a_latent_fired_are_counted_and_the_sae_is_told_who_is_dead(s
 
 def killed(store, **spec):
     """A run in which all latents but four are dead at the start: their directions point away from all rows."""
-    found, _, batches = made(store, **spec)
+    found, source, batches = made(store, **spec)
     with torch.no_grad():
         for name in found.sae._BIASES:
             getattr(found.sae, name)[4:] = -100.0
-    return found, _, batches
+    return found, source, batches
 
 
 def trained(found, batches, epochs: int = 8):
@@ -159,6 +176,16 @@ def test_resampled_latents_begin_anew_in_the_optimizer_and_in_the_count(store):
             assert not moments[parameter][moment].index_select(axis, torch.arange(4, 24)).any()
             assert moments[parameter][moment].index_select(axis, torch.arange(4)).any()
     assert moments[found.sae.b_dec]["exp_avg"].all()
+
+
+def test_rows_to_resample_from_are_read_once_for_all_runs(store, monkeypatch):
+    calls, sample = [], train.sample
+    monkeypatch.setattr(train, "sample", lambda *given: calls.append(given) or sample(*given))
+    found, source, batches = killed(store, **RELU, b_dec="geometric-median", training={**KILLING, "resample": [0.25, 0.5]})
+    trained(found, batches)
+    sae, settings = checkpoint.build({**RELU, "hook": "x", "b_dec": "geometric-median"}, 8)
+    train.begun(sae, settings, source, batches)
+    assert len(calls) == 1
 
 
 def test_no_more_latents_are_resampled_than_there_are_rows_with_a_loss(build):
