@@ -46,6 +46,8 @@ class Step:
     """Sum over the processes that share a batch."""
     gathered: Callable[[Tensor], Tensor] = lambda value: value
     """Values of all processes that share a batch, joined along the first dimension."""
+    rank: int = 0
+    """Number of this process among them; they hold the rows of the batch in their order."""
 
 
 class SAE(nn.Module):

@@ -58,7 +58,7 @@ class Module(SAE):
         pre_BM = self.pre(centred_BD)
         rows = int(at.summed(torch.tensor(len(x_BD), device=x_BD.device)))
         k = at.k or self.spec.k
-        active, smallest = select.batch(pre_BM, rows * k, at.gathered)
+        active, smallest = select.batch(pre_BM, rows * k, at.gathered, at.rank)
         if self.training:
             self._follow(smallest)
             if k != self.spec.k:

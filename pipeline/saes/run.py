@@ -112,6 +112,7 @@ class Run:
             dead_M=self._dead() if self.at.rows >= self.window else None,
             summed=self.group.sum,
             gathered=self.group.joined,
+            rank=self.group.rank,
         )
 
     def _dead(self) -> Tensor:

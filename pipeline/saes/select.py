@@ -74,12 +74,12 @@ def _by_row(row_N: Tensor, value_N: Tensor, rows: int) -> tuple[Tensor, Tensor]:
     return starts, room.index_put_((row_N, column), value_N)
 
 
-def batch(pre_BM: Tensor, count: int, gathered: Callable[[Tensor], Tensor] = lambda value: value) -> tuple[Active, Tensor]:
+def batch(pre_BM: Tensor, count: int, gathered: Callable[[Tensor], Tensor] = lambda value: value, rank: int = 0) -> tuple[Active, Tensor]:
     """The pairs that are positive and among the `count` largest of the batch, and the smallest value among them () (0 where there is none).
 
-    `gathered` joins the values of all processes that share the batch: the `count` largest are then of all of them, the pairs those of this
-    one. Of equal values at the edge the first by row and latent are kept, so that there are no more than `count`; where processes share the
-    batch, each keeps as many of its own as there is room for in the whole, so that there may be more. NaN is kept, and the loss tells it.
+    `gathered` joins the values of all processes that share the batch, of which this is number `rank`: the `count` largest are then of all
+    of them, the pairs those of this one. Of equal values at the edge the first by row and latent of the whole batch are kept, so that there
+    are no more than `count`. NaN is kept, and the loss tells it.
     """
     pre_BM = pre_BM.detach()
     row, index, value = _candidates(pre_BM, count)
@@ -88,7 +88,8 @@ def batch(pre_BM: Tensor, count: int, gathered: Callable[[Tensor], Tensor] = lam
     largest[: len(found)] = found
     kept = gathered(largest).topk(count, sorted=False).values
     edge = torch.where(kept > 0, kept, torch.inf).amin()
-    at_edge, room = value == edge, (kept == edge).sum()
+    at_edge = value == edge
+    room = (kept == edge).sum() - gathered(at_edge.sum().reshape(1))[:rank].sum()
     inside = ~(value <= edge) | (at_edge & (at_edge.cumsum(0) <= room))
     return Active.pairs(row[inside], index[inside], *pre_BM.shape), edge.nan_to_num(posinf=0.0)
 

@@ -1,5 +1,8 @@
 """Selection against torch.topk, as sets, and selection in bfloat16 against the exact product."""
 
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 import torch
 
@@ -93,14 +96,31 @@ def test_a_batch_keeps_what_is_no_number(latents, numbers):
     assert len(active.index) == max(20, numbers)
 
 
-def test_processes_that_share_a_batch_keep_what_one_would():
-    pre, count = random(10, 512), 37
+def shared(parts: list[torch.Tensor], count: int) -> list:
+    """What processes find that share a batch, each a thread here."""
+    meeting, given = threading.Barrier(len(parts), timeout=10), [torch.empty(0)] * len(parts)
+
+    def process(rank: int):
+        def gathered(value: torch.Tensor) -> torch.Tensor:
+            given[rank] = value
+            meeting.wait()
+            joined = torch.cat(given)
+            meeting.wait()
+            return joined
+
+        return select.batch(parts[rank], count, gathered, rank)
+
+    with ThreadPoolExecutor(len(parts)) as threads:
+        return list(threads.map(process, range(len(parts))))
+
+
+@pytest.mark.parametrize("ties", [False, True])
+def test_processes_that_share_a_batch_keep_what_one_would(ties):
+    pre, count = random(10, 512), 600
+    pre = pre.bfloat16().float() if ties else pre
     whole, edge = select.batch(pre, count)
-    parts = pre.split([6, 4])
-    given = []
-    for part in parts:
-        select.batch(part, count, lambda value: given.append(value) or value)
-    found = [select.batch(part, count, lambda _: torch.cat(given)) for part in parts]
+    assert ((pre == edge).sum() > 1) == ties
+    found = shared(list(pre.split([5, 3, 2])), count)
     assert all(smallest == edge for _, smallest in found)
     mask = torch.cat([active.dense(torch.ones(len(active.index))) for active, _ in found])
     assert torch.equal(mask, whole.dense(torch.ones(len(whole.index))))
