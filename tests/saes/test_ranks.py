@@ -35,7 +35,7 @@ def spec(architecture: str, **more) -> dict:
 
 RESAMPLED = {"resample": [0.5], "dead_share": 0.1, "points": 5}
 MEASURED = {
-    **RESAMPLED, "points": 30, "clip": 0.05, "lr": 0.1, "schedule": {"shape": "plateau", "warmup": 5, "patience": 1}, "stop_after": 6,
+    **RESAMPLED, "points": 30, "clip": 0.05, "lr": 0.2, "schedule": {"shape": "plateau", "warmup": 5, "patience": 1}, "stop_after": 4,
 }  # fmt: skip
 """What the first process decides alone, by held-out rows, and clipping by the norm of the whole gradient."""
 
