@@ -8,9 +8,12 @@ from pipeline import environment
 from pipeline.code import code
 from pipeline.study.graph import Graph
 from pipeline.study.open import open_study
+from pipeline.study.sae_jobs import set_resources
 
 configfiles = workflow.config_settings.configfiles or []
 graph = Graph(open_study(config, configfiles or ["config.yaml"]))
+# Before the first rule: what is set is read when a rule is made.
+workflow.resource_settings.overwrite_resources = set_resources(workflow.resource_settings.overwrite_resources, graph.together())
 environment.for_steps(workflow.basedir, graph.study.file.data_dir, configfiles, graph.tracking())
 
 

@@ -26,7 +26,7 @@ rule train_sae:
         sae=graph.alone(),
     threads: lambda wildcards: graph.cores_of_sae(wildcards)
     resources:
-        mem_mb=lambda wildcards, attempt: (2000 + 2 * graph.sae_of(wildcards).training.memory_mb) * attempt,
+        mem_mb=lambda wildcards, attempt: graph.memory_of_saes(wildcards, attempt, [wildcards.sae]),
         runtime=lambda wildcards, attempt: 240 * attempt,
     params:
         **code("pipeline.steps.train_sae"),

@@ -4,7 +4,8 @@
   share, those of the whole batch
 - afterwards, those above a threshold: a running mean, at rate 0.01 as in SAELens, of the smallest that survived. SAELens' begins at 0,
   which short runs end near; and the smallest falls while an SAE learns, so that a plain mean of a short run is far too high. Here the rate
-  is 10 / n at the nth batch until it is 0.01: a mean of about the last tenth of the run
+  is 10 / n at the nth batch until it is 0.01: a mean of about the last tenth of the run. While k falls it is that of the last batch, and
+  the mean begins where k has reached its value
 - saved as SAELens saves it: a JumpReLU SAE with one threshold for all latents. As a ReLU SAE, far more latents would be active
 - dead latents learn from what the others leave (AuxK, auxk.py); only the encoder's product is dense (kernels.py)
 """
@@ -31,7 +32,7 @@ class Module(SAE):
     average: Tensor
     """The threshold while training, in float64: a hundredth of a small difference would be lost in less."""
     batches: Tensor
-    """How many it has followed."""
+    """How many it has followed since k reached its value."""
 
     def __init__(self, spec: SAESpec, width: int, latents: int, out: int) -> None:
         super().__init__(spec, width, latents, out)
@@ -56,9 +57,12 @@ class Module(SAE):
         centred_BD = self.centred(x_BD)
         pre_BM = self.pre(centred_BD)
         rows = int(at.summed(torch.tensor(len(x_BD), device=x_BD.device)))
-        active, smallest = select.batch(pre_BM, rows * (at.k or self.spec.k), at.gathered, at.rank)
+        k = at.k or self.spec.k
+        active, smallest = select.batch(pre_BM, rows * k, at.gathered, at.rank)
         if self.training:
             self._follow(smallest)
+            if k != self.spec.k:
+                self.batches.zero_()
         return centred_BD, latents.at(active, centred_BD, self.W_enc, self.b_enc, pre_BM), pre_BM
 
     @torch.no_grad()

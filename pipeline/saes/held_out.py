@@ -16,8 +16,9 @@ class HeldOut:
     def __init__(self, x_ND: Tensor, y_NE: Tensor) -> None:
         self.x_ND, self.y_NE = x_ND, y_NE
         y = y_NE.double()
-        self.variance = (y - y.mean(0)).square().sum().item()
-        """Summed over rows and dimensions."""
+        varied = bool((y_NE != y_NE[:1]).any())
+        self.variance = (y - y.mean(0)).square().sum().item() if varied else 0.0
+        """Summed over rows and dimensions; 0 of equal rows, whatever rounding would leave."""
 
     @torch.no_grad()
     def measure(self, sae: SAE) -> dict[str, float]:

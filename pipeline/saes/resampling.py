@@ -2,8 +2,9 @@
 
 - a row is drawn with a probability that goes with the square of its loss, and no row twice, so that no two latents are given the same
 - the decoder's row is the row's direction from b_dec, of norm 1; the encoder's the same direction, a fifth as long as those of live
-  latents are on average; the bias is 0, thresholds are those of the start times the row's norm, and other settings of the latent
-  (gates) are those of the start
+  latents are on average; thresholds are those of the start times the row's norm, and other settings of the latent (biases, gates) are
+  those of the start. Where b_dec is not subtracted from the input, the bias takes off what the centre gives: the pre-activation is
+  then of the row's distance from the centre all the same, and the latent does not fire for what all rows have in common
 - what all latents share (b_dec, a skip map) is left alone
 """
 
@@ -35,13 +36,16 @@ def resample(sae: SAE, dead_M: Tensor, x_ND: Tensor, y_NE: Tensor, seed: int) ->
         return dead
     rows = torch.multinomial(chance_N, len(dead), generator=torch.Generator().manual_seed(seed)).to(x_ND.device)
     out = _unit(y_NE[rows] - sae.b_dec)
-    into = out if sae.spec.outputs is None else _unit(x_ND[rows] - x_ND.mean(0))
+    centre_D = sae.b_dec if sae.spec.outputs is None else x_ND.mean(0)
+    into = out if sae.spec.outputs is None else _unit(x_ND[rows] - centre_D)
     norm_M = sae.W_enc.norm(dim=0)
     live_M = ~dead_M if not dead_M.all() else dead_M
     sae.W_dec[dead] = out
     norm = ENCODER_NORM * norm_M[live_M].mean()
     sae.W_enc[:, dead] = norm * into.T
     sae.restart(dead, norm.item())
+    if not sae.spec.subtract_b_dec:
+        sae.shift_pre(torch.zeros_like(norm_M).index_copy(0, dead, -(centre_D @ sae.W_enc[:, dead])))
     return dead
 
 

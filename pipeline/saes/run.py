@@ -5,8 +5,8 @@ The numbers of a step are kept by the step itself: counters come from what fired
 
 from collections.abc import Callable
 from copy import deepcopy
-from dataclasses import dataclass, field
-from math import isfinite
+from dataclasses import dataclass
+from math import ceil, isfinite
 from typing import Any
 
 import torch
@@ -18,6 +18,7 @@ from pipeline.console import say
 from pipeline.saes import decoder, resampling
 from pipeline.saes.base import SAE, Losses, Step
 from pipeline.saes.held_out import HeldOut
+from pipeline.saes.progress import Progress
 from pipeline.saes.units import Units
 from pipeline.study.sae import SAE as Spec
 from pipeline.training.device import autocast
@@ -48,32 +49,6 @@ class Data:
     steps: int
 
 
-@dataclass
-class Progress:
-    """Where a run stands, but for its tensors. All of it is plain numbers and words, for snapshots."""
-
-    step: int = 0
-    rows: int = 0
-    """Seen since the start."""
-    counted: int = 0
-    """Seen since the last row of the curve."""
-    curve: list[dict[str, float]] = field(default_factory=list)
-    first_l0: float = 0.0
-    """Of the first step."""
-    best_step: int = 0
-    best_loss: float = float("inf")
-    waited: int = 0
-    """Points of the curve since the best."""
-    good_step: int = 0
-    """The last point of the curve at which all was finite."""
-    plateau: list[float] = field(default_factory=list)
-    resampled: int = 0
-    """Latents that were given new directions."""
-    wrong: str | None = None
-    diverged: bool = False
-    ended: bool = False
-
-
 class Run:
     """A training run, step by step: `sae` is initialised and trained in place, in the units of `data`, as `spec` says."""
 
@@ -85,10 +60,12 @@ class Run:
         group: Group = ALONE,
         held_out: HeldOut | None = None,
         sample: Sample | None = None,
+        name: str = "",
     ) -> None:
         """`held_out`, which the first process has, measures weights that fit raw activations; `sample` gives the raw rows, and what is
-        predicted from them, that dead latents are resampled from."""
+        predicted from them, that dead latents are resampled from; `name` stands before messages, where several runs go on together."""
         self.sae, self.spec, self.data, self.group = sae, spec, data, group
+        self.called = f"{name}: " if name else ""
         self.held_out, self.sample, self.settings = held_out, sample, spec.training.for_latents(sae.W_dec.shape[0])
         self.device = data.inputs.shift.device
         sae.initialise(data.centre_E.cpu())
@@ -96,7 +73,7 @@ class Run:
         self.optimizer = ScheduledAdamW(sae, self.settings, data.steps)
         self.window = self.settings.window(data.rows)
         self.every = -(-data.steps // self.settings.points)
-        self.resample_at = {max(1, round(share * data.steps)) for share in self.settings.resample}
+        self.resample_at = {ceil(share * data.steps) for share in self.settings.resample}
         self.since_M = torch.zeros(len(sae.W_dec), dtype=torch.int64, device=sae.W_dec.device)
         """Rows since each latent fired last."""
         self.fired_M = torch.zeros_like(self.since_M)
@@ -161,7 +138,7 @@ class Run:
 
     def _resample(self) -> None:
         assert self.sample is not None
-        dead_M = self._dead() if self.at.rows >= self.window else torch.zeros_like(self.since_M, dtype=torch.bool)
+        dead_M = self._dead()
         x, y = self.sample()
         seed = derive(self.spec.seed, "sae", "resample", self.at.step)
         changed = resampling.resample(self.sae, dead_M, self.data.inputs.apply(x), self.data.outputs.apply(y), seed)
@@ -170,7 +147,7 @@ class Run:
         self.since_M[changed] = 0
         self.at.resampled += len(changed)
         if self.group.first:
-            say(f"step {self.at.step:,}: {len(changed):,} of {int(dead_M.sum()):,} dead latents were given new directions")
+            say(f"{self.called}step {self.at.step:,}: {len(changed):,} of {int(dead_M.sum()):,} dead latents were given new directions")
 
     def _point(self) -> dict[str, float]:
         """A row of the curve: means since the last one, and what is measured now."""
@@ -221,7 +198,7 @@ class Run:
     def _diverged(self, fault: str) -> None:
         told = f"training diverged: {fault} after step {self.at.step:,}; lower training.lr"
         if self.good is None:
-            raise UserError(f"{told}, or give `training.when_wrong: warn` to go on with the last good weights")
+            raise UserError(f"{self.called}{told}, or give `training.when_wrong: warn` to go on with the last good weights")
         self._tell(f"{told}. The weights are those of step {self.at.good_step:,}")
         self.sae.load_state_dict(self.good)
         self.at.diverged = self.at.ended = True
@@ -240,13 +217,13 @@ class Run:
         else:
             return
         if self.settings.when_unmoved == "stop":
-            raise UserError(f"{told}; {way}, or give `training.when_unmoved: warn`")
+            raise UserError(f"{self.called}{told}; {way}, or give `training.when_unmoved: warn`")
         self._tell(told)
 
     def _tell(self, what: str) -> None:
         self.at.wrong = what
         if self.group.first:
-            say(f"warning: {what}")
+            say(f"warning: {self.called}{what}")
 
     def _weights(self) -> Tensors:
         """A copy of what inference needs, beside the device."""
@@ -267,8 +244,7 @@ class Run:
     @property
     def kept_step(self) -> int:
         """The step after which they were the weights."""
-        last = self.at.good_step if self.at.diverged else self.at.step
-        return self.at.best_step if self.settings.keep == "best" and self.best else last
+        return self.at.best_step if self.settings.keep == "best" and self.best else self.at.last_step
 
     def facts(self) -> dict[str, Any]:
         """What the run's manifest says of it; `dead` and what was measured on held-out rows are of the kept weights."""

@@ -1,9 +1,9 @@
 """Trains SAEs on one read of a store: one, or several that differ in what a batch does to them."""
 
-import os
 import time
 from contextlib import closing, nullcontext
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +17,13 @@ from pipeline.console import progress, say
 from pipeline.saes import checkpoint, normalise
 from pipeline.saes.base import SAE
 from pipeline.saes.held_out import HeldOut
+from pipeline.saes.progress import Progress
 from pipeline.saes.run import Data, Run
 from pipeline.saes.sample import sample
 from pipeline.study.sae import SAE as Spec
 from pipeline.training.device import device, has_bfloat16
 from pipeline.training.processes import ALONE, Group
-from pipeline.training.snapshot import Snapshots, under
+from pipeline.training.snapshot import Snapshots, replacing, under
 from pipeline.training.tracking import Tracker
 
 SAMPLE = 2**15
@@ -45,16 +46,23 @@ class Source:
     def hooks(self) -> list[str]:
         return list(dict.fromkeys([self.hook, self.output]))
 
+    @cached_property
+    def _sample(self) -> dict[str, Tensor]:
+        return sample(self.store, self.hooks, SAMPLE, device())
+
     def sample(self) -> tuple[Tensor, Tensor]:
-        """A fixed sample of the rows, and of what is predicted."""
-        found = sample(self.store, self.hooks, SAMPLE, device())
-        return found[self.hook], found[self.output]
+        """A fixed sample of the rows, and of what is predicted; read once for all runs, and held."""
+        return self._sample[self.hook], self._sample[self.output]
 
     def held_out(self, count: int) -> HeldOut | None:
-        """Up to `count` rows of the validation split, read once; None without one."""
+        """Up to `count` rows of the validation split, read once; None without one. Raises UserError where they are all the same."""
         if self.validation is not None and count not in self._measured:
             found = sample(self.validation, self.hooks, count, device())
-            self._measured[count] = HeldOut(found[self.hook], found[self.output])
+            held_out = HeldOut(found[self.hook], found[self.output])
+            if not held_out.variance > 0:
+                told = f"hook {self.output} is constant over the {len(held_out.y_NE):,} rows of the validation split that are measured"
+                raise UserError(f"{told}: take `validation` out of the `splits` of these activations, or give it other rows")
+            self._measured[count] = held_out
         return self._measured.get(count)
 
 
@@ -64,21 +72,21 @@ def loader(source: Source, spec: Spec) -> ActivationLoader:
     return ActivationLoader(source.store, source.hooks, settings.batch, spec.seed, settings.memory_mb, device())
 
 
-def begun(sae: SAE, spec: Spec, source: Source, batches: ActivationLoader, group: Group = ALONE) -> Run:
-    """A run before its first step. Raises UserError when it cannot be as `spec` says."""
-    settings, store = spec.training, source.store
+def begun(sae: SAE, spec: Spec, source: Source, batches: ActivationLoader, group: Group = ALONE, name: str = "") -> Run:
+    """A run before its first step; `name` stands before its messages. Raises UserError when it cannot be as `spec` says."""
+    settings, store, called = spec.training, source.store, f"{name}: " if name else ""
     precise = {
         "training.precision": (settings.precision, "float32"),
         "selection": (getattr(spec, "selection", "exact"), "exact"),
     }
     for setting, (given, instead) in precise.items():
         if given == "bfloat16" and not has_bfloat16(device()):
-            raise UserError(f"{setting}: this machine has no products in bfloat16; give {instead}")
-    if source.validation is None and (name := settings.held_out()):
-        raise UserError(f"training.{name}: goes by a loss on held-out rows, and the activations have no `validation` split")
+            raise UserError(f"{called}{setting}: this machine has no products in bfloat16; give {instead}")
+    if source.validation is None and (taken := settings.held_out()):
+        raise UserError(f"{called}training.{taken}: goes by a loss on held-out rows, and the activations have no `validation` split")
     steps = settings.epochs * batches.steps()
     if late := [step for step in settings.snapshots if step > steps]:
-        raise UserError(f"training.snapshots: {late[0]:,} is after the last step, {steps:,}")
+        raise UserError(f"{called}training.snapshots: {late[0]:,} is after the last step, {steps:,}")
     inputs, variance = normalise.units(store, source.hook, spec.normalise, device())
     outputs = inputs
     if source.output != source.hook:
@@ -89,7 +97,7 @@ def begun(sae: SAE, spec: Spec, source: Source, batches: ActivationLoader, group
     elif spec.b_dec == "geometric-median":
         centre = normalise.geometric_median(outputs.apply(source.sample()[1]))
     data = Data(inputs, outputs, variance, centre, settings.epochs * batches.rows, steps)
-    return Run(sae, spec, data, group, source.held_out(settings.validate_on) if group.first else None, source.sample)
+    return Run(sae, spec, data, group, source.held_out(settings.validate_on) if group.first else None, source.sample, name)
 
 
 def train(
@@ -102,14 +110,10 @@ def train(
     """Takes runs, by name, to their end, from where a snapshot stands. They share the batches: seed, size and epochs are the same. Raises
     UserError when one of them goes wrong and its settings say to stop."""
     one = next(iter(runs.values()))
-    group, epochs, position = one.group, one.settings.epochs, Position()
-    if snapshots and (stored := snapshots.load()):
-        position = _restore(runs, *stored)
-    elif snapshots and group.first:
-        snapshots.clear()
+    group, epochs = one.group, one.settings.epochs
+    position = _position(runs, snapshots, group) if snapshots else Position()
     if group.first:
-        for window in sorted({run.window for run in runs.values()}):
-            say(f"a latent is dead when it has not fired in {window:,} rows, {window / one.data.rows:.0%} of the run")
+        _tell_windows(runs)
     done = max(run.at.step for run in runs.values())
     with (
         progress("training" if len(runs) == 1 else f"training {len(runs)} SAEs", one.data.steps, done=done)
@@ -124,8 +128,9 @@ def train(
                 if run.at.ended:
                     continue
                 row = run.step(batch[source.hook], batch[source.output])
-                if run.at.step in run.settings.snapshots and snapshots and group.first:
-                    _keep(run, snapshots.folder / name)
+                if run.at.step in run.settings.snapshots and not run.at.diverged and snapshots and group.first:
+                    with replacing(kept_file(snapshots.folder, name, run.at.step)) as beside:
+                        checkpoint.write_weights(beside, run.folded())
                 if row and bar:
                     bar.advance(0, _note(row, name if len(runs) > 1 else ""))
                 if row and (tracker := (trackers or {}).get(name)):
@@ -143,13 +148,19 @@ def _note(row: dict[str, float], name: str) -> str:
     return f"{name and name + ': '}loss {row['loss']:.5f}, {fve}, L0 {row['l0']:.1f}, dead {row['dead']:.1%}"
 
 
-def _keep(run: Run, folder: Path) -> None:
-    """Keeps the weights of a stated step until the run is published."""
-    folder.mkdir(parents=True, exist_ok=True)
-    file = folder / f"step_{run.at.step}.safetensors"
-    beside = file.with_suffix(f".{os.getpid()}.part")
-    checkpoint.write_weights(beside, run.folded())
-    beside.replace(file)
+def _tell_windows(runs: dict[str, Run]) -> None:
+    windows: dict[int, list[str]] = {}
+    for name, run in runs.items():
+        windows.setdefault(run.window, []).append(name)
+    for window, names in sorted(windows.items()):
+        called = f"{', '.join(names)}: " if len(windows) > 1 else ""
+        share = window / runs[names[0]].data.rows
+        say(f"{called}a latent is dead when it has not fired in {window:,} rows, {share:.0%} of the run")
+
+
+def kept_file(folder: Path, name: str, step: int) -> Path:
+    """Where the weights of a stated step of a run lie until it is published."""
+    return folder / name / f"step_{step}.safetensors"
 
 
 def _save(runs: dict[str, Run], snapshots: Snapshots, position: Position) -> None:
@@ -159,10 +170,28 @@ def _save(runs: dict[str, Run], snapshots: Snapshots, position: Position) -> Non
         snapshots.save(tensors, {"position": [position.epoch, position.batch], "runs": at})
 
 
-def _restore(runs: dict[str, Run], tensors: dict[str, Tensor], values: dict[str, Any]) -> Position:
+def _position(runs: dict[str, Run], snapshots: Snapshots, group: Group) -> Position:
+    """Where the runs go on, restored from a snapshot where there is one, with all that they kept until then."""
+    stored = snapshots.load()
+    if stored and (lost := _lost(runs, stored[1]["runs"], snapshots.folder)):
+        if group.first:
+            say(f"{lost[0]}: the weights of a stated step are missing; the run starts at its beginning")
+        stored = None
+    if stored is None:
+        if group.first:
+            snapshots.clear()
+        return Position()
+    tensors, values = stored
     for name, run in runs.items():
         run.restore(under(f"{name}/", tensors), values["runs"][name])
     return Position(*values["position"])
+
+
+def _lost(runs: dict[str, Run], at: dict[str, Any], folder: Path) -> list[Path]:
+    """Files of stated steps that runs have passed and that are not there."""
+    passed = {name: Progress(**at[name]).last_step for name in runs}
+    files = [kept_file(folder, name, step) for name, run in runs.items() for step in run.settings.snapshots if step <= passed[name]]
+    return [file for file in files if not file.is_file()]
 
 
 @torch.no_grad()

@@ -9,14 +9,18 @@ import inspect
 import json
 import os
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from pipeline import memory
 from pipeline.artifacts.errors import UserError
 from pipeline.artifacts.run import run_facts
 from pipeline.console import say
+
+LEFT = "TORCHELASTIC_ERROR_FILE"
+"""The variable by which torchrun says where each process, in a folder of its own, may leave what ended it."""
 
 
 def run(step: Callable[..., None]) -> None:
@@ -40,12 +44,31 @@ def run(step: Callable[..., None]) -> None:
     try:
         step(**options)
     except UserError as error:
-        # Of several processes of one run, the first one speaks.
-        sys.exit(1 if int(os.environ.get("RANK", 0)) else f"error: {error}")
+        _end(str(error))
+    except Exception:
+        if _ended_by_another():
+            sys.exit(1)
+        raise
     if int(os.environ.get("RANK", 0)):
         return
     facts = run_facts()
     say(f"done in {facts['wall_seconds']:.1f} s, {facts['peak_memory_bytes'] / 2**20:,.0f} MiB at most")
+
+
+def _end(line: str) -> NoReturn:
+    """Says why a step cannot go on. One of several processes of a run leaves its line to the one that started them, which ends the others
+    and says it once (training/launch.py)."""
+    file = os.environ.get(LEFT)
+    if not file:
+        sys.exit(f"error: {line}")
+    Path(file).write_text(json.dumps({"message": line, "timestamp": int(time.time())}))
+    os._exit(1)  # what is left is connections, which would close before the others can know why
+
+
+def _ended_by_another() -> bool:
+    """Whether another process of this run has said why it cannot go on: what fails here then is the connection to it."""
+    file = os.environ.get(LEFT)
+    return file is not None and any(Path(file).parents[1].glob(f"*/{Path(file).name}"))
 
 
 def _settings(text: str) -> dict[str, Any]:

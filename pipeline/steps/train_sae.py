@@ -2,18 +2,21 @@
 
 import hashlib
 import json
-from contextlib import ExitStack, nullcontext
+from collections.abc import Callable
+from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from pipeline.activations.store import ActivationStore
+from pipeline.artifacts.errors import UserError
 from pipeline.artifacts.manifest import Draft, publishing
 from pipeline.code import code
 from pipeline.saes import checkpoint
 from pipeline.saes.run import Run
-from pipeline.saes.train import Source, begun, loader, log_sparsity, train
+from pipeline.saes.train import Source, begun, kept_file, loader, log_sparsity, train
 from pipeline.steps import command
 from pipeline.study.names import module_name
 from pipeline.training import processes
@@ -31,21 +34,25 @@ def main(spec: dict[str, Any], store: Path, validation: list[Path], out: Path) -
 
 def trained(specs: dict[str, dict[str, Any]], store: Path, validation: list[Path], parent: Path) -> None:
     """Trains SAEs, by the names of their folders in `parent`, on one read of a store, and publishes them."""
-    one = next(iter(specs.values()))
-    processes.start(one["training"]["processes"])
-    torch.set_num_threads(one["threads"])
+    common = next(iter(specs.values()))
+    processes.start(common["training"]["processes"])
+    torch.set_num_threads(common["threads"])
     held_out = ActivationStore(validation[0]) if validation else None
-    source = Source(ActivationStore(store), one["hook"], one.get("output", one["hook"]), held_out)
+    source = Source(ActivationStore(store), common["hook"], common.get("output", common["hook"]), held_out)
     inputs = {"activations": source.store.artifact} | ({"validation": held_out.artifact} if held_out else {})
-    snapshots = Snapshots(parent / next(iter(specs)), _identity(specs, source))
-    with snapshots.alone() if processes.first() else nullcontext():
-        runs = _runs(specs, source, snapshots, parent)
+    # The state of all stands in the folder of the first; a variant that was once trained alone may have one of its own.
+    snapshots = [Snapshots(parent / name, _identity(specs, source)) for name in specs]
+    with ExitStack() as stack:
+        for one in snapshots if processes.first() else ():
+            stack.enter_context(one.alone())
+        runs = _runs(specs, source, snapshots[0], parent)
         if not runs:
             return
         for name, run in runs.items():
             with publishing(parent / name, "sae", specs[name], inputs) as draft:
-                _write(draft, run, specs[name], source, snapshots.folder / name)
-        snapshots.remove()
+                _write(draft, run, specs[name], source, partial(kept_file, snapshots[0].folder, name))
+        for one in snapshots:
+            one.remove()
 
 
 def _runs(specs: dict[str, dict[str, Any]], source: Source, snapshots: Snapshots, parent: Path) -> dict[str, Run]:
@@ -54,7 +61,9 @@ def _runs(specs: dict[str, dict[str, Any]], source: Source, snapshots: Snapshots
     with processes.joined() as group, ExitStack() as stack:
         built = {name: checkpoint.build(spec, *widths) for name, spec in specs.items()}
         batches = loader(source, next(iter(built.values()))[1])
-        runs = {name: begun(sae, settings, source, batches, group) for name, (sae, settings) in built.items()}
+        runs = {
+            name: begun(sae, settings, source, batches, group, name if len(specs) > 1 else "") for name, (sae, settings) in built.items()
+        }
         fresh = not snapshots.file.is_file()
         trackers = {
             name: stack.enter_context(tracker("/".join(["saes", *(parent / name).parts[-3:]]), spec, group.first, fresh))
@@ -72,19 +81,20 @@ def _identity(specs: dict[str, dict[str, Any]], source: Source) -> str:
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
-def _write(draft: Draft, run: Run, spec: dict[str, Any], source: Source, snapshots: Path) -> None:
-    """What a run leaves: the weights the study goes on with, the others beside them, the curve."""
+def _write(draft: Draft, run: Run, spec: dict[str, Any], source: Source, kept_at: Callable[[int], Path]) -> None:
+    """What a run leaves: the weights the study goes on with, the others beside them, those of stated steps, which lie at `kept_at` a step,
+    the curve."""
     Curve(run.at.curve).write(draft.path("training.parquet"))
     kept, column = run.kept(), source.store[source.hook]
     first = torch.from_numpy(next(column.batches(checkpoint.PROBE_ROWS))).to(run.device)
     checkpoint.save(draft, kept, spec, log_sparsity(kept, column, run.settings.batch), first)
-    if run.best is not None:
-        other = ("last", run.folded()) if run.settings.keep == "best" else ("best", run.folded(run.best))
-        if run.at.best_step != run.at.step:
-            checkpoint.write_weights(draft.path(f"{other[0]}.safetensors"), other[1])
-    for step in run.settings.snapshots:
-        if (file := snapshots / f"step_{step}.safetensors").is_file():
-            draft.path(f"snapshots/{file.name}").write_bytes(file.read_bytes())
+    if run.best is not None and run.at.best_step != run.at.last_step:
+        name, weights = ("last", run.folded()) if run.settings.keep == "best" else ("best", run.folded(run.best))
+        checkpoint.write_weights(draft.path(f"{name}.safetensors"), weights)
+    for file in (kept_at(step) for step in run.settings.snapshots if step <= run.at.last_step):
+        if not file.is_file():
+            raise UserError(f"{file}: the weights of a stated step are missing; run this again")
+        draft.path(f"snapshots/{file.name}").write_bytes(file.read_bytes())
     draft.facts |= run.facts()
 
 

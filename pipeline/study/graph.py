@@ -16,6 +16,7 @@ from pipeline.study.language import Language
 from pipeline.study.model import Model
 from pipeline.study.names import module_name, without_seed
 from pipeline.study.sae import SAE
+from pipeline.study.sae_jobs import megabytes
 from pipeline.study.study import Study
 
 
@@ -139,9 +140,11 @@ class Graph:
         return spec.threads * spec.training.processes
 
     def memory_of_saes(self, wildcards: Any, attempt: int, names: list[str]) -> int:
-        """Memory, in MB, of the job that trains some variants together: one copy of the rows, and each its weights."""
-        spec = self.sae_of(self._variants(wildcards, names)[0])
-        return (1500 + 2 * spec.training.memory_mb + 500 * len(names)) * attempt
+        """Memory, in MB, of the job that trains some variants together, or one."""
+        variants = self._variants(wildcards, names)
+        of = wildcards.activations
+        width, out = (self.study.width(of, hook) or 0 for hook in (wildcards.hook, self.output_of(variants[0])))
+        return megabytes([self.sae_of(one) for one in variants], width, out) * attempt
 
     def code_of_saes(self, wildcards: Any, names: list[str]) -> str:
         """Digests of the modules of their architecture."""

@@ -21,6 +21,12 @@ class KSparse(SAE):
             return self.k
         return round(self.k_start + (self.k - self.k_start) * share / self.k_anneal)
 
+    def idle(self) -> dict[str, str]:
+        found = super().idle()
+        if self.k_start is None and "k_anneal" in self.model_fields_set:
+            found["k_anneal"] = "has no effect without `k_start`, from which k would fall; give it, or leave this out"
+        return found
+
     def problems(self, width: int) -> list[str]:
         latents = self.latents or 8 * width
         over = [name for name in ("k", "k_start") if (getattr(self, name) or 0) > latents]

@@ -23,13 +23,13 @@ class SAETraining(Optimizer):
     precision: Literal["float32", "bfloat16"] = "float32"
     """Of the dense products; weights, thresholds, norms and sums stay in float32."""
     sparsity_warmup: Fraction = 0.05
-    """Share of the run in which a sparsity penalty rises from 0."""
+    """Share of the run in which a sparsity penalty rises from 0; without one it has no effect."""
     dead_tokens: Count = 10_000_000
     """A latent is dead when it has fired in none of so many rows, or of `dead_share` of the run where that is less."""
     dead_share: Annotated[float, Number, Field(gt=0, le=1)] = 0.2
     resample: Annotated[list[Share], Distinct] = []
     """Points of the run, as shares of its steps, at which dead latents are given directions of rows that are reconstructed badly
-    (Bricken et al. 2023). None is dead before the window of `dead_share` is over."""
+    (Bricken et al. 2023). None before `dead_share`: until then no latent is dead."""
     points: Count = 50
     """Rows in the training curve, each with what is measured on held-out rows."""
     validate_on: Count = 2**13
@@ -52,6 +52,9 @@ class SAETraining(Optimizer):
     def _consistent(self) -> Self:
         if self.processes > self.batch:
             raise ValueError(f"processes: {self.processes} cannot share batches of {self.batch} rows")
+        if early := [share for share in self.resample if share < self.dead_share]:
+            told = f"at {early[0]:g} of the run no latent is dead yet, for `dead_share` is {self.dead_share:g}"
+            raise ValueError(f"resample: {told}; resample later, or give a smaller `dead_share`")
         return self
 
     def for_latents(self, latents: int) -> Self:
@@ -108,7 +111,7 @@ class SAE(Spec):
     """`tied`: random unit decoder rows, the encoder their transpose (of a transcoder, random unit columns), b_dec as `b_dec` says;
     `linear`: torch.nn.Linear's."""
     b_dec: Literal["mean", "geometric-median", "zero"] = "mean"
-    """Where b_dec begins: a centre of the activations."""
+    """Where b_dec begins, with `init: tied`: a centre of the activations."""
     subtract_b_dec: bool = True
     """Whether b_dec is subtracted from the input; never of a transcoder."""
     decoder: Literal["unit", "free"] = "unit"
@@ -167,6 +170,15 @@ class SAE(Spec):
         if name is None or "validation" in splits:
             return None
         return f"training.{name}: goes by a loss on held-out rows; add `validation` to `splits` of activations.{self.activations}"
+
+    def idle(self) -> dict[str, str]:
+        """Settings that are given and change nothing, by dotted name, and why."""
+        found = {}
+        if self.init == "linear" and "b_dec" in self.model_fields_set:
+            found["b_dec"] = "has no effect with `init: linear`, which draws b_dec as it draws the weights; leave one of them out"
+        if self.training.sparsity_warmup and "sparsity_warmup" in self.training.model_fields_set and not self.penalised():
+            found["training.sparsity_warmup"] = "has no effect, since there is no sparsity penalty that could rise; leave it out"
+        return found
 
     def problems(self, width: int) -> list[str]:
         """What is wrong with these settings on a hook of this width, as "setting: what"."""

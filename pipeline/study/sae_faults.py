@@ -1,4 +1,4 @@
-"""What an SAE asks of the activations it is trained on: hooks, their order, splits, statistics."""
+"""What an SAE asks of the activations it is trained on (hooks, their order, splits, statistics), and settings of it that change nothing."""
 
 from collections.abc import Iterable, Iterator
 
@@ -31,6 +31,14 @@ def sae_faults(entry: str, sae: SAE, recorded: Activations, models: Iterable[Mod
         if lacking := [hook for hook in read if hook in recorded.hooks and hook not in recorded.covariance]:
             told = f"'whiten' takes the covariance of {', '.join(lacking)}; add it to `covariance` of activations.{sae.activations}"
             yield Fault(("saes", entry, "normalise", "scale"), told)
+
+
+def idle_faults(entry: str, variants: Iterable[SAE]) -> Iterator[Fault]:
+    """Settings that change nothing in any variant of an entry: of a sweep, some may well not need what all are given."""
+    first, *others = [sae.idle() for sae in variants] or [{}]
+    for setting, told in first.items():
+        if all(setting in other for other in others):
+            yield Fault(("saes", entry, *setting.split(".")), told)
 
 
 def _order(model: Model) -> list[str]:

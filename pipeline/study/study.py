@@ -13,7 +13,7 @@ from pipeline.study.kinds import TAGS, kinds
 from pipeline.study.like import resolved
 from pipeline.study.model import Model
 from pipeline.study.sae import SAE
-from pipeline.study.sae_faults import sae_faults
+from pipeline.study.sae_faults import idle_faults, sae_faults
 from pipeline.study.sections import Evaluation, Features, Probe, Report, Tracking
 from pipeline.study.sweep import variants
 
@@ -203,6 +203,7 @@ def _connect(
                 harvests[entry][entry + variant[len(spec.model) :]] = Harvest(entry, variant, spec)
     trained: dict[tuple[str, str, str], SAE] = {}
     for entry, sae_variants in saes.items():
+        faults += idle_faults(entry, sae_variants.values())
         for variant, sae in sae_variants.items():
             if sae.activations not in file.activations:
                 continue

@@ -1,4 +1,4 @@
-"""Several processes that share the batches of one run: torchrun starts them, torch.distributed joins them."""
+"""Several processes that share the batches of one run: torchrun starts them (launch.py), torch.distributed joins them."""
 
 import ctypes
 import os
@@ -22,7 +22,7 @@ def start(count: int) -> None:
         return
     if device().type == "cuda" and count > torch.cuda.device_count():
         raise UserError(f"training.processes: {count}, and this machine has {torch.cuda.device_count()} GPUs; one process takes one")
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={count}", "-m"]
+    command = [sys.executable, "-m", "pipeline.training.launch", "--standalone", f"--nproc-per-node={count}", "-m"]
     module = sys.modules["__main__"].__spec__
     assert module is not None
     os.environ["OMP_NUM_THREADS"] = "1"  # torchrun would say a paragraph about it; steps set their threads themselves
@@ -42,11 +42,10 @@ def joined() -> Iterator["Group"]:
         torch.cuda.set_device(here)  # random states and waiting are of the current GPU
     # The first process measures while the others wait.
     dist.init_process_group("nccl" if here.type == "cuda" else "gloo", timeout=timedelta(hours=24))
-    try:
-        yield Group(dist.get_rank(), dist.get_world_size())
-        dist.barrier()  # gloo aborts a process whose peer has closed its connections
-    finally:
-        dist.destroy_process_group()
+    # After an error nothing is closed here: the others would fail for it before they can know why (steps/command.py).
+    yield Group(dist.get_rank(), dist.get_world_size())
+    dist.barrier()  # gloo aborts a process whose peer has closed its connections
+    dist.destroy_process_group()
 
 
 def first() -> bool:

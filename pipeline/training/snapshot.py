@@ -46,13 +46,9 @@ class Snapshots:
     def save(self, tensors: Tensors, values: dict[str, Any]) -> None:
         """Puts a snapshot in place of the last one."""
         begun = time.monotonic()
-        self.file.parent.mkdir(parents=True, exist_ok=True)
-        beside = self.file.with_suffix(f".{os.getpid()}.part")
         kept = {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
-        save_file(kept, beside, {"identity": self.identity, "values": json.dumps(values)})
-        with beside.open("rb") as file:
-            os.fsync(file.fileno())
-        beside.replace(self.file)
+        with replacing(self.file) as beside:
+            save_file(kept, beside, {"identity": self.identity, "values": json.dumps(values)})
         self.last = time.monotonic()
         if self.least:
             self.wait = max(self.least, (self.last - begun) / SHARE)
@@ -101,6 +97,17 @@ class Snapshots:
     def remove(self) -> None:
         """Removes it: the run has published what it made."""
         shutil.rmtree(self.file.parent, ignore_errors=True)
+
+
+@contextmanager
+def replacing(file: Path) -> Iterator[Path]:
+    """A path beside a file to write to; it is flushed and put in the file's place when the block ends well."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    beside = file.with_suffix(f".{os.getpid()}.part")
+    yield beside
+    with beside.open("rb") as written:
+        os.fsync(written.fileno())
+    beside.replace(file)
 
 
 def under(prefix: str, tensors: Tensors) -> Tensors:

@@ -76,7 +76,9 @@ class _WandB:
         import wandb
 
         folder.mkdir(parents=True, exist_ok=True)
-        self.run = wandb.init(dir=str(folder), mode=mode, project=project, name=name, config=settings, settings=wandb.Settings(silent=True))  # type: ignore[arg-type]
+        # Without `reinit`, variants that are trained together would all be the first one's run.
+        quiet = wandb.Settings(silent=True, reinit="create_new")
+        self.run = wandb.init(dir=str(folder), mode=mode, project=project, name=name, config=settings, settings=quiet)  # type: ignore[arg-type]
 
     def log(self, row: Row, times: Row) -> None:
         self.run.log({name: value for name, value in {**row, **times}.items() if name != "step"}, step=int(row["step"]))

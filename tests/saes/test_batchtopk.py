@@ -49,6 +49,20 @@ def test_after_few_batches_the_threshold_is_that_of_the_last_tenth(build, number
 
 
 @BOTH
+def test_a_k_that_falls_leaves_nothing_in_the_threshold(build, spec):
+    """While it falls the threshold is that of the last batch; then it is as if nothing had been before."""
+    annealed, fresh = build(**spec)[0], build(**spec)[0]
+    for k, x in zip((8, 7, 6, 6, 5, 4, 4), batches(7), strict=True):
+        annealed.losses(x, x, Step(VARIANCE, k=k))
+        smallest = annealed.pre(annealed.centred(x)).flatten().topk(9 * k).values[-1].item()
+        assert annealed.average.item() == pytest.approx(smallest, rel=1e-5)
+    for x in batches(30):
+        annealed.losses(x, x, Step(VARIANCE, k=3))
+        fresh.losses(x, x, Step(VARIANCE))
+        assert torch.equal(annealed.threshold, fresh.threshold)
+
+
+@BOTH
 @pytest.mark.parametrize("steps", [100, 300])
 def test_a_short_run_ends_with_as_many_latents_active_as_it_was_told(build, spec, steps):
     """The smallest that survives falls while an SAE learns: a mean over the run is far above it."""

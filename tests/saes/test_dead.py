@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline.saes import checkpoint, resampling
+from pipeline.saes import checkpoint, resampling, train
 from pipeline.study.kinds import kinds
 from pipeline.study.sae import SAETraining
 from tests.saes.runs import RELU, TOPK, TRAINING, made, rows, run
@@ -15,6 +15,23 @@ from tests.saes.runs import RELU, TOPK, TRAINING, made, rows, run
 )
 def test_the_window_is_the_smaller_of_a_number_of_tokens_and_a_share_of_the_run(tokens, share, rows, window):
     assert SAETraining(dead_tokens=tokens, dead_share=share).window(rows) == window
+
+
+@pytest.mark.parametrize(("resample", "told"), [([0.1], "at 0.1 of the run"), ([0.6, 0.19], "at 0.19 of the run"), ([0.2, 0.9], None)])
+def test_resampling_before_any_latent_can_be_dead_is_refused(resample, told):
+    if told is None:
+        assert SAETraining(resample=resample).resample == resample
+        return
+    with pytest.raises(ValueError, match=f"resample: {told} no latent is dead yet, for `dead_share` is 0.2; resample later"):
+        SAETraining(resample=resample)
+
+
+@pytest.mark.parametrize("share", [0.07, 0.11, 0.3, 0.57])
+def test_resampling_where_the_window_ends_finds_who_is_dead(store, share):
+    """Whatever rounding makes of the share of steps: of 77 here, in batches that are not equal."""
+    found, _, batches = killed(store, **RELU, training={**KILLING, "batch": 28, "epochs": 7, "dead_share": share, "resample": [share]})
+    trained(found, batches, 7)
+    assert found.at.resampled == 20
 
 
 def test_the_window_is_printed_and_in_the_facts(store, capsys):
@@ -44,11 +61,11 @@ def test_rows_since_a_latent_fired_are_counted_and_the_sae_is_told_who_is_dead(s
 
 def killed(store, **spec):
     """A run in which all latents but four are dead at the start: their directions point away from all rows."""
-    found, _, batches = made(store, **spec)
+    found, source, batches = made(store, **spec)
     with torch.no_grad():
         for name in found.sae._BIASES:
             getattr(found.sae, name)[4:] = -100.0
-    return found, _, batches
+    return found, source, batches
 
 
 def trained(found, batches, epochs: int = 8):
@@ -161,6 +178,16 @@ def test_resampled_latents_begin_anew_in_the_optimizer_and_in_the_count(store):
     assert moments[found.sae.b_dec]["exp_avg"].all()
 
 
+def test_rows_to_resample_from_are_read_once_for_all_runs(store, monkeypatch):
+    calls, sample = [], train.sample
+    monkeypatch.setattr(train, "sample", lambda *given: calls.append(given) or sample(*given))
+    found, source, batches = killed(store, **RELU, b_dec="geometric-median", training={**KILLING, "resample": [0.25, 0.5]})
+    trained(found, batches)
+    sae, settings = checkpoint.build({**RELU, "hook": "x", "b_dec": "geometric-median"}, 8)
+    train.begun(sae, settings, source, batches)
+    assert len(calls) == 1
+
+
 def test_no_more_latents_are_resampled_than_there_are_rows_with_a_loss(build):
     sae, _ = build(width=6, **RELU, latents=20)
     x = torch.randn(5, 6, generator=torch.Generator().manual_seed(0))
@@ -179,3 +206,24 @@ def test_a_transcoder_is_given_directions_of_each_side(build):
         row = int((sae.W_dec[latent] @ (y / y.norm(dim=1, keepdim=True)).T).argmax())
         into = x[row] - x.mean(0)
         torch.testing.assert_close(sae.W_enc[:, latent], 0.2 * into / into.norm())
+
+
+@pytest.mark.parametrize("way", [{}, {"outputs": ["y"], "hook": "x", "output": "y"}], ids=["subtract_b_dec: false", "transcoder"])
+@pytest.mark.parametrize("architecture", kinds("saes"))
+def test_new_latents_fire_for_their_row_and_not_for_what_all_rows_share(architecture, way):
+    """Of rows whose mean is twenty times their spread, where b_dec is not subtracted from them: a new latent fires for about half."""
+    plain = {"normalise": {"centre": False, "scale": "norm"}, "subtract_b_dec": False, "latents": 60}
+    sae, _ = checkpoint.build({"architecture": architecture, **plain, **way}, 6)
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(2000, 6, generator=generator) + 20 * torch.nn.functional.normalize(torch.randn(6, generator=generator), dim=0)
+    sae.initialise(x.mean(0))
+    dead_M = torch.arange(60) >= 10
+    before = {name: sae.get_parameter(name)[:10].clone() for name in sae._BIASES}
+    resampling.resample(sae, dead_M, x, x, 0)
+    assert all(torch.equal(sae.get_parameter(name)[:10], value) for name, value in before.items()), "others are left alone"
+    pre_BM = sae.pre(sae.centred(x))[:, dead_M]
+    bias = -0.2 * sae.spec.theta if architecture == "shifted-relu" else 0.0
+    torch.testing.assert_close(pre_BM, (x - x.mean(0)) @ sae.W_enc[:, dead_M] + bias, rtol=1e-3, atol=1e-4)
+    assert ((pre_BM > 0).float().mean(0) - 0.5).abs().max() < 0.1
+    if architecture == "gated":
+        torch.testing.assert_close(sae.encode(x)[:, dead_M], pre_BM.relu(), rtol=1e-3, atol=1e-4)

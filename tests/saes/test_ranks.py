@@ -17,6 +17,7 @@ from safetensors.torch import load_file, save_file
 
 from pipeline.artifacts.manifest import MANIFEST
 from pipeline.saes import checkpoint, units
+from pipeline.saes.held_out import HeldOut
 from pipeline.saes.run import Data, Run
 from pipeline.study.kinds import kinds
 from pipeline.training.processes import Group
@@ -32,16 +33,23 @@ def spec(architecture: str, **more) -> dict:
     return {**settings, "hook": "x", "metadata": {"model_name": "m"}}
 
 
-def shared(architecture: str, rank: int, size: int, folder: Path) -> None:
-    """A run in float64, in this process of `size`; it leaves its weights and its curve."""
+RESAMPLED = {"resample": [0.5], "dead_share": 0.1, "points": 5}
+MEASURED = {
+    **RESAMPLED, "points": 30, "clip": 0.05, "lr": 0.2, "schedule": {"shape": "plateau", "warmup": 5, "patience": 1}, "stop_after": 4,
+}  # fmt: skip
+"""What the first process decides alone, by held-out rows, and clipping by the norm of the whole gradient."""
+
+
+def shared(architecture: str, training: dict, rank: int, size: int, folder: Path) -> None:
+    """A run in float64, in this process of `size`; it leaves its weights and where it stood."""
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder / f'meeting-{size}'}", rank=rank, world_size=size)
-    training = {"resample": [0.5], "dead_share": 0.1, "points": 5}
     sae, settings = checkpoint.build(spec(architecture, training=training), 8)
     x = torch.from_numpy(rows())
     plain, width = units.Units(torch.zeros(8, dtype=torch.float64)), x.mean(0)
     data = Data(plain, plain, (x - width).square().sum(1).mean().item(), width, STEPS * 31, STEPS)
-    run = Run(sae.double(), settings, data, Group(rank, size), sample=lambda: (x, x))
+    held_out = HeldOut(*2 * [torch.from_numpy(rows(100, seed=1))]) if rank == 0 and "stop_after" in training else None
+    run = Run(sae.double(), settings, data, Group(rank, size), held_out, lambda: (x, x))
     with torch.no_grad():
         for name in sae._BIASES:
             sae.get_parameter(name)[16:] = -100.0  # dead, to be resampled
@@ -49,16 +57,18 @@ def shared(architecture: str, rank: int, size: int, folder: Path) -> None:
     for _ in range(STEPS):
         batch = x[torch.randperm(len(x), generator=generator)[:31]]  # which two cannot share evenly
         run.step(batch, batch)
+        if run.at.ended:
+            break
     assert run.at.resampled, "nothing was resampled"
     save_file({name: value.contiguous() for name, value in sae.state_dict().items()}, folder / f"{size}-{rank}.safetensors")
-    (folder / f"{size}-{rank}.json").write_text(json.dumps(run.at.curve))
+    (folder / f"{size}-{rank}.json").write_text(json.dumps([run.at.step, run.optimizer.lr, run.at.curve]))
 
 
-@pytest.mark.parametrize("architecture", kinds("saes"))
-def test_two_processes_give_the_weights_of_one(architecture, tmp_path):
+@pytest.mark.parametrize(("architecture", "training"), [*((name, RESAMPLED) for name in kinds("saes")), ("topk", MEASURED)])
+def test_two_processes_give_the_weights_of_one(architecture, training, tmp_path):
     fresh = multiprocessing.get_context("forkserver")
     fresh.set_forkserver_preload(["pipeline.steps.train_sae"])
-    started = [fresh.Process(target=shared, args=(architecture, rank, size, tmp_path)) for size in (1, 2) for rank in range(size)]
+    started = [fresh.Process(target=shared, args=(architecture, training, rank, size, tmp_path)) for size in (1, 2) for rank in range(size)]
     for one in started:
         one.start()
     for one in started:
@@ -69,9 +79,13 @@ def test_two_processes_give_the_weights_of_one(architecture, tmp_path):
     assert max((alone[name] - first[name]).abs().max().item() for name in alone) < 1e-9
     assert all(torch.equal(first[name], second[name]) for name in first), "both have the same weights"
     assert any(not torch.equal(alone[name], first[name]) for name in alone), "the second run was not shared at all"
-    curves = [json.loads((tmp_path / f"{name}.json").read_text()) for name in ("1-0", "2-0")]
-    for one, two in zip(*curves, strict=True):
+    ends = [json.loads((tmp_path / f"{name}.json").read_text()) for name in ("1-0", "2-0", "2-1")]
+    assert ends[0][:2] == ends[1][:2] == ends[2][:2], "the same step and learning rate in the end"
+    for one, two in zip(ends[0][2], ends[1][2], strict=True):
         assert one == pytest.approx(two, rel=1e-7)
+    if training is MEASURED:
+        assert STEPS / 2 < ends[0][0] < STEPS, "it stopped before its last step"
+        assert ends[0][1] < training["lr"], "the learning rate was lowered"
 
 
 def command(settings: dict, store, validation, out: Path) -> list[str]:

@@ -255,6 +255,13 @@ def test_a_constant_hook_is_told_whatever_the_constant_is(make_store, seed):
         run(make_store(constant, chunk_rows=50, shard_rows=100), **TOPK)
 
 
+@pytest.mark.parametrize("seed", range(3))
+def test_held_out_rows_that_are_all_the_same_are_told(store, make_store, seed):
+    same = make_store(np.tile(np.random.default_rng(seed).normal(size=8) * 10, (60, 1)), name="same")
+    with pytest.raises(UserError, match="hook x is constant over the 60 rows of the validation split that are measured: take"):
+        made(store, same, **TOPK)
+
+
 def test_a_learning_rate_that_breaks_it_is_told(store):
     with pytest.raises(UserError, match=r"training diverged: .* lower training\.lr"):
         run(store, **RELU, training={**TRAINING, "lr": 1e30, "when_wrong": "stop"})

@@ -12,9 +12,11 @@ from torch import nn
 from pipeline.artifacts.errors import UserError
 from pipeline.artifacts.manifest import MANIFEST, Artifact
 from pipeline.saes import checkpoint
+from pipeline.saes.run import Run
 from pipeline.saes.train import Source
 from pipeline.steps import train_sae, train_saes
 from pipeline.study.kinds import kinds
+from pipeline.training import snapshot
 from tests.saes.runs import TRAINING, made, rows, run
 from tests.stores import harvested
 
@@ -91,6 +93,71 @@ def test_a_snapshot_after_the_last_step_is_told(store, tmp_path):
         trained(tmp_path / "sae", store, training={"snapshots": [81]})
 
 
+class Killed(Exception):
+    """Instead of a signal, which would end the tests."""
+
+
+def interrupted(monkeypatch, out, store, at: int, **more) -> None:
+    """A run that ends after a step, with a snapshot of it."""
+    monkeypatch.setenv("SAEFLOW_SNAPSHOT_SECONDS", "0")
+    with monkeypatch.context() as patched, pytest.raises(Killed):
+        step = Run.step
+
+        def killed(run, *batch):
+            if run.at.step == at:
+                raise Killed
+            return step(run, *batch)
+
+        patched.setattr(Run, "step", killed)
+        trained(out, store, **more)
+
+
+def test_weights_of_a_stated_step_that_are_lost_begin_the_run_anew(store, tmp_path, monkeypatch, capsys):
+    more = {"training": {"snapshots": [7, 70]}}
+    whole = trained(tmp_path / "whole", store, **more)
+    interrupted(monkeypatch, tmp_path / "sae", store, 20, **more)
+    (tmp_path / "sae/.resume/sae/step_7.safetensors").unlink()
+    found = trained(tmp_path / "sae", store, **more)
+    assert "step_7.safetensors: the weights of a stated step are missing; the run starts at its beginning" in capsys.readouterr().err
+    assert found.hash == whole.hash
+    interrupted(monkeypatch, tmp_path / "sae", store, 20, **more)
+    assert trained(tmp_path / "sae", store, **more).hash == whole.hash
+    assert "missing" not in capsys.readouterr().err
+
+
+def test_weights_of_a_stated_step_that_are_lost_in_the_end_are_told(store, tmp_path, monkeypatch):
+    train = train_sae.train
+
+    def loses(*given):
+        train(*given)
+        (tmp_path / "sae/.resume/sae/step_7.safetensors").unlink()
+
+    monkeypatch.setattr(train_sae, "train", loses)
+    with pytest.raises(UserError, match=r"step_7\.safetensors: the weights of a stated step are missing; run this again"):
+        trained(tmp_path / "sae", store, training={"snapshots": [7]})
+    assert not (tmp_path / "sae" / MANIFEST).exists()
+
+
+def test_weights_of_a_stated_step_are_on_disk_before_they_are_in_place(store, tmp_path, monkeypatch):
+    def full(_):
+        raise OSError("no space")
+
+    monkeypatch.setattr(snapshot.os, "fsync", full)
+    with pytest.raises(OSError, match="no space"):
+        trained(tmp_path / "sae", store, training={"snapshots": [7]})
+    assert not (tmp_path / "sae/.resume/sae/step_7.safetensors").exists()
+
+
+@pytest.mark.parametrize("keep", ["last", "best"])
+def test_a_run_that_diverges_keeps_no_weights_twice(store, validation, tmp_path, monkeypatch, keep):
+    """Its last good weights are its best. Nor does a stated step after them leave any."""
+    monkeypatch.setattr(Run, "_fault", lambda run, row: "the loss is nan" if run.at.step == 11 else None)
+    training = {"points": 80, "keep": keep, "snapshots": [10, 11], "lr": 0.001}
+    made = trained(tmp_path / "sae", store, validation, training=training)
+    assert made.facts["kept_step"] == 10
+    assert set(made.files) == ALWAYS | {"snapshots/step_10.safetensors"}
+
+
 class Two(nn.Module):
     """A model whose hook `y` is a map of its hook `x`."""
 
@@ -155,13 +222,38 @@ def test_a_skip_transcoder_finds_a_linear_map(two, tmp_path):
     assert fve[False] < 0.7
 
 
+def together(out, store, validation, **specs) -> None:
+    manifests = [one.artifact.folder / MANIFEST for one in (store, validation)]
+    train_saes.main(specs, manifests[0], manifests[1:], out)
+
+
 def test_variants_together_leave_what_each_leaves_alone(store, validation, tmp_path):
     specs = {f"k={k}": spec(k=k, training={"snapshots": [5]}) for k in (2, 3)}
+    stale = tmp_path / "together/k=3/.resume/run.safetensors"  # of when it was trained alone
+    stale.parent.mkdir(parents=True)
+    stale.write_bytes(b"")
+    together(tmp_path / "together", store, validation, **specs)
+    assert not list(tmp_path.rglob(".resume"))
     manifests = [one.artifact.folder / MANIFEST for one in (store, validation)]
-    train_saes.main(specs, manifests[0], manifests[1:], tmp_path / "together")
     for name, one in specs.items():
         train_sae.main(one, manifests[0], manifests[1:], tmp_path / "alone" / name)
         assert (tmp_path / "together" / name / MANIFEST).read_bytes() == (tmp_path / "alone" / name / MANIFEST).read_bytes()
+
+
+def test_messages_name_the_variant_where_there_are_several(store, validation, tmp_path, capsys):
+    training = {"dead_share": 0.1, "resample": [0.5], "lr": 1e-9, "when_unmoved": "warn"}
+    still = spec("relu", l1=0.5, training=training)
+    together(tmp_path, store, validation, still=still, other=spec(training={"dead_share": 0.25}))
+    told = capsys.readouterr().err.splitlines()
+    assert "still: a latent is dead when it has not fired in 240 rows, 10% of the run" in told
+    assert "other: a latent is dead when it has not fired in 600 rows, 25% of the run" in told
+    assert [line for line in told if line.startswith("still: step 40: ") and "dead latents were given new directions" in line]
+    assert [line for line in told if line.startswith("warning: still: L0 did not move")]
+    assert Artifact.open(tmp_path / "still" / MANIFEST).facts["wrong"].startswith("L0 did not move")
+    late, breaks, unmoved = ({"snapshots": [81]}, {"lr": 1e30, "when_wrong": "stop"}, {**training, "when_unmoved": "stop"})
+    for wrong, line in ((late, r"training\.snapshots: 81"), (breaks, "training diverged"), (unmoved, "L0 did not move")):
+        with pytest.raises(UserError, match=f"^still: {line}"):
+            together(tmp_path, store, validation, still=spec("relu", l1=0.5, training=wrong), other=spec())
 
 
 def test_the_store_is_read_once_for_all_variants(store, monkeypatch):

@@ -104,6 +104,16 @@ ONE_FAULT = {
     "probe of the wrong length": ("saes:\n", "probe:\n  samples:\n    - {input: [1, 2], expected: 1}\nsaes:\n", "probe.samples[0].input",
                                   ["2 numbers", "10 in a row"], 2),
     "probe without samples": ("saes:\n", "probe: {samples: []}\nsaes:\n", "probe.samples", ["at least 1"]),
+    "resampling before any latent is dead": ("    k: 4", "    k: 4\n    training: {resample: [0.1, 0.5]}", "saes.topk.training.resample",
+                                             ["at 0.1 of the run no latent is dead yet", "`dead_share` is 0.2", "resample later"], 1),
+    "warm-up of no penalty": ("    k: 4", "    k: 4\n    training: {sparsity_warmup: 0.1}", "saes.topk.training.sparsity_warmup",
+                              ["has no effect", "no sparsity penalty", "leave it out"], 1),
+    "warm-up of a penalty of weight 0": ("    l1: 0.5", "    l1: 0\n    training: {sparsity_warmup: 0.1}",
+                                         "saes.relu.training.sparsity_warmup", ["has no effect"], 1),
+    "penalty of weight 0": ("    l1: 0.5", "    l1: 0\n    penalty: plain", "saes.relu.penalty", ["has no effect", "`l1` is 0"], 1),
+    "annealing from nowhere": ("    k: 4", "    k: 4\n    k_anneal: 0.2", "saes.topk.k_anneal", ["has no effect without `k_start`"], 1),
+    "centre that drawn weights do not take": ("    l1: 0.5", "    l1: 0.5\n    init: linear\n    b_dec: zero", "saes.relu.b_dec",
+                                              ["has no effect with `init: linear`", "leave one of them out"], 2),
     "table model on tokens": ("    kind: pointer\n    train: 100\n    validation: 20\n    test: 20\n", 
                               "    kind: text\n    files: [a.txt]\n", "models.mlp.dataset", ["'rows' holds tokens", "mlp takes table"], 5),
 }  # fmt: skip
@@ -121,6 +131,18 @@ def test_one_mistake_gives_one_line_at_its_place(case, text, read, tmp_path):
     assert line.startswith(f"{tmp_path / 'study0.yaml'}:{before.count(chr(10)) + 1 + offset}: {path}: ")
     for word in words:
         assert word in line
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("    l1: 0.5", "    training: {sparsity_warmup: 0.1}\n    penalty: plain\n    sweep: {l1: [0, 0.5]}"),
+        ("    l1: 0.5", "    b_dec: zero\n    sweep: {init: [tied, linear]}"),
+        ("    k: 4", "    k: 4\n    k_anneal: 0.2\n    k_start: 8\n    training: {sparsity_warmup: 0, resample: [0.2]}"),
+    ],
+)
+def test_what_changes_something_in_a_variant_is_not_refused(text, read, old, new):
+    read(text.replace(old, new))
 
 
 def test_the_study_the_mistakes_are_made_in_is_valid(text, read):

@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import pytest
 
 from pipeline.study.graph import Graph
+from pipeline.study.sae_jobs import set_resources
 
 SWEPT = "    train_together: true\n    sweep: {k: [4, 8], seed: [0, 1]}\n"
 
@@ -71,3 +72,30 @@ def test_the_store_to_measure_on_is_an_input_where_there_is_one(text, read):
 def test_cores_are_those_of_all_processes(text, read):
     found = graph(text, read, "    threads: 2\n    training: {processes: 3}\n    k: 4\n")
     assert found.cores_of_sae(SimpleNamespace(activations="acts", hook="layer2", sae="topk")) == 6
+
+
+def at(**named) -> SimpleNamespace:
+    return SimpleNamespace(activations="acts", hook="layer2", **named)
+
+
+def test_a_job_asks_for_the_memory_of_its_weights(text, read):
+    """Of latents 16 wide; ten copies of what each variant learns, and what a step computes, once."""
+    latents, mb = 2**18, 2**20
+    small, wide = (graph(text.replace("latents: 32", f"latents: {n}"), read, SWEPT) for n in (32, latents))
+    weights, step = 10 * 4 * latents * 2 * 16 / mb, 6 * 4 * latents * 1024 / mb
+    asked = [[one.memory_of_saes(at(), 1, [f"topk_k={k}_seed=0" for k in ks]) for ks in ((4,), (4, 8))] for one in (small, wide)]
+    assert asked[0][0] == asked[0][1] == pytest.approx(2000 + 2 * 2048, abs=3), "what a run of small SAEs takes, however many"
+    assert asked[1][0] - asked[0][0] == pytest.approx(weights + step, rel=0.01)
+    assert asked[1][1] - asked[1][0] == pytest.approx(weights, abs=2)
+    assert wide.memory_of_saes(at(), 2, ["topk_k=4_seed=0"]) == 2 * asked[1][0]
+
+
+def test_each_process_of_a_run_has_its_own_rows_and_weights(text, read):
+    two = graph(text, read, "    k: 4\n    training: {processes: 2}\n").memory_of_saes(at(), 1, ["topk"])
+    assert two == pytest.approx(1500 + 2 * (500 + 2 * 2048), abs=3)
+
+
+def test_what_is_set_for_train_saes_is_set_for_all_that_train_together():
+    given = {"train_saes": 1, "train_saes_b": 2, "harvest": 3}
+    assert set_resources(given, [["a", "x"], ["b", "y"]]) == {**given, "train_saes_a": 1}
+    assert set_resources({"harvest": 3}, [["a", "x"]]) == {"harvest": 3}

@@ -1,6 +1,7 @@
 """Curves in TensorBoard and, offline, in Weights & Biases: what was logged can be read back."""
 
 import json
+import time
 
 import pytest
 
@@ -41,13 +42,21 @@ def test_tensorboard_holds_every_number(monkeypatch, tmp_path):
 
 
 @pytest.mark.slow
-def test_wandb_offline_leaves_a_run_to_sync(monkeypatch, tmp_path):
+def test_wandb_offline_leaves_each_run_to_sync(monkeypatch, tmp_path):
+    """Also of two that go on at one time, as variants that are trained together."""
     monkeypatch.setenv("HOME", str(tmp_path))
-    log(monkeypatch, tmp_path, wandb="offline")
-    (file,) = (tmp_path / "gpt").rglob("*.wandb")
-    content = file.read_bytes()
-    assert b"train_loss" in content
-    assert b"2.5" in content
+    monkeypatch.setenv("SAEFLOW_TRACKING", json.dumps({"folder": str(tmp_path), "project": "test", "wandb": "offline"}))
+    with tracker("one", {"seed": 0}) as one, tracker("two", {"seed": 1}) as two:
+        for row in ROWS:
+            one.log(*row)
+            two.log({"step": row[0]["step"], "other_loss": 7.5}, row[1])
+    for name, logged, foreign in (("one", b"train_loss", b"other_loss"), ("two", b"other_loss", b"train_loss")):
+        (file,) = (tmp_path / name).rglob("*.wandb")
+        ends = time.monotonic() + 20
+        while logged not in (content := file.read_bytes()) and time.monotonic() < ends:
+            time.sleep(0.05)  # wandb's own process may still be writing it
+        assert logged in content
+        assert foreign not in content
 
 
 def test_a_missing_package_is_named(monkeypatch, tmp_path):

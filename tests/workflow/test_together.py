@@ -5,7 +5,7 @@ import json
 
 import pytest
 
-from .conftest import STUDY, Project
+from .conftest import PLANNED, STUDY, Project
 
 pytestmark = pytest.mark.slow
 
@@ -31,6 +31,20 @@ def together(tmp_path_factory) -> Project:
     }  # fmt: skip
     made.run()
     return made
+
+
+def test_a_profile_reaches_what_is_trained_together_by_one_name(tmp_path):
+    """As SLURM's would, whatever the variants are called; and one of the jobs by its own."""
+    made, one = Project(tmp_path), "train_saes_topk_k=4_seed=1"
+    made.write_study(TOGETHER)
+    given = {"train_saes": {"mem_mb": 777, "slurm_partition": "long"}, one: {"mem_mb": 888}}
+    told = 'print(record.rule_name, record.resources.get("mem_mb"), record.resources.get("slurm_partition"))'
+    script = PLANNED.replace('print(record.rule_name, (record.wildcards or {}).get("sae", ""))', told)
+    done = made.python("-c", script.replace("ResourceSettings(cores=2)", f"ResourceSettings(cores=2, overwrite_resources={given})"))
+    assert done.returncode == 0, done.stderr[-3000:]
+    asked = dict(line.split(maxsplit=1) for line in done.stdout.splitlines() if line.startswith("train_sae"))
+    assert not asked.pop("train_sae").startswith("777")
+    assert asked == {"train_saes_topk_k=4_seed=0": "777 long", one: "888 None"}
 
 
 def test_when_finished_there_is_nothing_to_do(together: Project):

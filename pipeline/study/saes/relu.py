@@ -22,3 +22,9 @@ class ReLU(SAE):
 
     def penalised(self) -> bool:
         return self.l1 > 0
+
+    def idle(self) -> dict[str, str]:
+        found = super().idle()
+        if self.l1 == 0 and "penalty" in self.model_fields_set:
+            found["penalty"] = "has no effect, since its weight `l1` is 0; leave it out, or give `l1`"
+        return found
