@@ -70,44 +70,36 @@ def _step(rows: Block) -> int:
     return max(1, BLOCK_BYTES // (8 * (rows.width if isinstance(rows, Sparse) else rows.shape[1])))
 
 
-def squares(rows: Block, dtype: str) -> np.ndarray:
-    """Squared norm of each row, float64; not finite where a number of the row is not."""
-    found, step = np.empty(len(rows)), _step(rows)
-    for start in range(0, len(rows), step):
-        some = rows[start : start + step]
-        if isinstance(some, Sparse):
-            exact = np.square(widened(some.values, dtype).astype(np.float64))
-            found[start : start + step] = np.bincount(np.repeat(np.arange(len(some)), np.diff(some.pointers)), exact, len(some))
-        else:
-            exact = widened(some, dtype).astype(np.float64)
-            found[start : start + step] = np.einsum("ij,ij->i", exact, exact)
-    return found
-
-
-def sums(rows: Block, dtype: str, kept: np.ndarray | None, outer: bool) -> Arrays:
-    """Sums over those rows that `kept` marks (all when None): `sum` (width,) and, if asked for, `outer` (width, width)."""
+def summed(rows: Block, dtype: str, above: float | None, outer: bool) -> tuple[np.ndarray, Arrays]:
+    """Squared norm of each row (rows,), float64, not finite where a number of the row is not; and sums over the rows whose norm is not over
+    `above`: `sum` (width,) and, if asked for, `outer` (width, width)."""
     width = rows.width if isinstance(rows, Sparse) else rows.shape[1]
-    total, product = np.zeros(width), np.zeros((width, width)) if outer else None
+    norms, total, product = np.empty(len(rows)), np.zeros(width), np.zeros((width, width)) if outer else None
     step = OUTER_ROWS if outer else _step(rows)
     for start in range(0, len(rows), step):
         some = rows[start : start + step]
-        mask = None if kept is None else kept[start : start + step]
-        if isinstance(some, Sparse) and not outer:
-            weights = widened(some.values, dtype).astype(np.float64)
-            if mask is not None:
-                weights = weights * np.repeat(mask, np.diff(some.pointers))
-            total += np.bincount(some.indices, weights, width)
+        if isinstance(some, Sparse):
+            values, lengths = widened(some.values, dtype).astype(np.float64), np.diff(some.pointers)
+            squares = np.bincount(np.repeat(np.arange(len(some)), lengths), np.square(values), len(some))
+        else:
+            exact = widened(some, dtype).astype(np.float64)
+            squares = np.einsum("ij,ij->i", exact, exact)
+        norms[start : start + step] = squares
+        kept = None if above is None or not (flagged := squares > above**2).any() else ~flagged
+        if isinstance(some, Sparse) and product is None:
+            total += np.bincount(some.indices, values if kept is None else values * np.repeat(kept, lengths), width)
             continue
-        exact = widened(some.dense(some.values.dtype) if isinstance(some, Sparse) else some, dtype).astype(np.float64)
-        if mask is not None:
-            exact = exact[mask]
-        total += exact.sum(0)
+        if isinstance(some, Sparse):
+            exact = widened(some.dense(some.values.dtype), dtype).astype(np.float64)
+        exact = exact if kept is None else exact[kept]
+        with np.errstate(invalid="ignore"):  # of numbers that are not finite, which whoever asks looks for
+            total += exact.sum(0)
         if product is not None:
             import torch  # sealing needs none of it
 
             some_exact = torch.from_numpy(exact)  # torch's threads are those of the spec, numpy's are not
             product += (some_exact.T @ some_exact).numpy()
-    return {"sum": total} if product is None else {"sum": total, "outer": product}
+    return norms, {"sum": total} if product is None else {"sum": total, "outer": product}
 
 
 def merged(shards: Iterable[Arrays]) -> Arrays:

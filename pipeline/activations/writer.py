@@ -12,7 +12,7 @@ from zarr.storage import MemoryStore
 
 from pipeline.activations.direct import write_shard
 from pipeline.activations.layout import SINKS, SPARSE_CHUNK, STORE, Layout, array, documents, outer_file, put, sums_file
-from pipeline.activations.sums import Arrays, Block, Sparse, checksums, packed, squares, sums, unpacked
+from pipeline.activations.sums import Arrays, Block, Sparse, checksums, packed, summed, unpacked
 from pipeline.artifacts.errors import DamagedArtifact, UserError
 from pipeline.artifacts.storage import Folder, Storage, said, unreadable
 from pipeline.console import say
@@ -165,16 +165,14 @@ class ShardWriter:
         found: Arrays = {}
         flags: dict[str, Block] = {}
         for hook in layout.widths:
-            norms = squares(columns[hook], layout.dtype)
+            above = self.above[hook]
+            norms, own = summed(rows := columns[hook], layout.dtype, above, hook in self.outer)
             if not np.isfinite(norms).all():
                 self._name_fault(hook, columns, int(np.flatnonzero(~np.isfinite(norms))[0]))
-            above = self.above[hook]
             flagged = np.zeros(len(norms), dtype=bool) if above is None else norms > above**2
             if layout.flagged:
                 flags[f"{SINKS}/{hook}"] = flagged
-            rows, kept = columns[hook], ~flagged if flagged.any() else None
-            own = sums(rows, layout.dtype, kept, hook in self.outer)
-            own["square"] = norms.sum() if kept is None else norms[kept].sum()
+            own["square"] = norms[~flagged].sum()
             own["rows"] = np.array(len(norms) - int(flagged.sum()))
             own["stored"] = np.array(len(rows.values) if isinstance(rows, Sparse) else rows.size)
             found |= {f"{hook}.{name}": np.asarray(value) for name, value in own.items()}
