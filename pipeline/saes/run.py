@@ -46,6 +46,8 @@ class Data:
     rows: int
     """Of the whole run."""
     steps: int
+    some_BD: Tensor | None = None
+    """Some rows of the inputs in their units, by which the encoder is scaled at the beginning."""
 
 
 @dataclass
@@ -91,7 +93,7 @@ class Run:
         self.sae, self.spec, self.data, self.group = sae, spec, data, group
         self.held_out, self.sample, self.settings = held_out, sample, spec.training.for_latents(sae.W_dec.shape[0])
         self.device = data.inputs.shift.device
-        sae.initialise(data.centre_E.cpu())
+        sae.initialise(data.centre_E.cpu(), None if data.some_BD is None else data.some_BD.cpu())
         sae.to(self.device)
         self.optimizer = ScheduledAdamW(sae, self.settings, data.steps)
         self.window = self.settings.window(data.rows)

@@ -27,6 +27,8 @@ from pipeline.training.tracking import Tracker
 
 SAMPLE = 2**15
 """Rows of the train store that a geometric median is taken of (32,768 in Gao et al. 2024), and that dead latents are resampled from."""
+SCALED_BY = 2**8
+"""Rows by which a tied encoder is scaled at the beginning."""
 SPARSITY_ROWS = 2**17
 """Rows of the train store, from its start, over which firing frequencies are counted."""
 
@@ -45,9 +47,9 @@ class Source:
     def hooks(self) -> list[str]:
         return list(dict.fromkeys([self.hook, self.output]))
 
-    def sample(self) -> tuple[Tensor, Tensor]:
+    def sample(self, count: int = SAMPLE) -> tuple[Tensor, Tensor]:
         """A fixed sample of the rows, and of what is predicted."""
-        found = sample(self.store, self.hooks, SAMPLE, device())
+        found = sample(self.store, self.hooks, count, device())
         return found[self.hook], found[self.output]
 
     def held_out(self, count: int) -> HeldOut | None:
@@ -88,7 +90,8 @@ def begun(sae: SAE, spec: Spec, source: Source, batches: ActivationLoader, group
         centre = outputs.apply(torch.from_numpy(store.mean(source.output)).float().to(device()).unsqueeze(0)).squeeze(0)
     elif spec.b_dec == "geometric-median":
         centre = normalise.geometric_median(outputs.apply(source.sample()[1]))
-    data = Data(inputs, outputs, variance, centre, settings.epochs * batches.rows, steps)
+    some = inputs.apply(source.sample(SCALED_BY)[0])
+    data = Data(inputs, outputs, variance, centre, settings.epochs * batches.rows, steps, some)
     return Run(sae, spec, data, group, source.held_out(settings.validate_on) if group.first else None, source.sample)
 
 
