@@ -112,8 +112,9 @@ class SAE(nn.Module):
         return found if self.W_skip is None else found + x_BD @ self.W_skip.T
 
     @torch.no_grad()
-    def initialise(self, centre_E: Tensor) -> None:
-        """Weights before the first step; `centre_E` is where b_dec begins."""
+    def initialise(self, centre_E: Tensor, x_BD: Tensor | None = None) -> None:
+        """Weights before the first step; `centre_E` is where b_dec begins. A tied encoder is scaled so that some rows `x_BD` are
+        reconstructed best (`scale`); it has norm 1 without them."""
         spec, generator = self.spec, torch.Generator().manual_seed(derive(self.spec.seed, "sae", "weights"))
         if spec.init == "linear":
             bounds = dict.fromkeys(("W_enc", *self._BIASES), self.W_enc.shape[0]) | dict.fromkeys(("W_dec", "b_dec"), self.W_dec.shape[0])
@@ -130,7 +131,24 @@ class SAE(nn.Module):
                 columns = torch.randn(self.W_enc.T.shape, generator=generator)
                 self.W_enc.copy_((columns / columns.norm(dim=1, keepdim=True)).T)
             self.b_dec.copy_(centre_E)
-            self.restart(torch.arange(len(self.W_dec)))
+            every = torch.arange(len(self.W_dec))
+            self.restart(every)
+            if spec.outputs is None and x_BD is not None:
+                norm = self.scale(x_BD)
+                self.W_enc.mul_(norm)
+                self.restart(every, norm)
+
+    @torch.no_grad()
+    def scale(self, x_BD: Tensor) -> float:
+        """The factor of all latents with which they reconstruct rows with the least squared error: nearly what Gao et al. (2024, A.1) begin
+        the encoder with. Where many are active they would begin far too large, and first have to shrink. 1 where it is not positive."""
+        found_BE, x_BE = self.decode(self.begin(x_BD)) - self.b_dec, x_BD - self.b_dec
+        factor = ((found_BE * x_BE).sum() / found_BE.square().sum()).item()
+        return factor if 0 < factor < float("inf") else 1.0
+
+    def begin(self, x_BD: Tensor) -> Tensor:
+        """Latents (B, M) of rows in the first step."""
+        return self.encode(x_BD)
 
     @torch.no_grad()
     def restart(self, which_K: Tensor, norm: float = 1.0) -> None:

@@ -44,6 +44,11 @@ class Module(SAE):
         pre_BM = self.pre(self.centred(x_BD))
         return pre_BM.relu() * (pre_BM > self.threshold)
 
+    def begin(self, x_BD: Tensor) -> Tensor:
+        pre_BM = self.pre(self.centred(x_BD))
+        active, _ = select.batch(pre_BM, len(x_BD) * (self.spec.k_at(0.0) or self.spec.k))
+        return torch.zeros_like(pre_BM).index_put_((active.row, active.index), pre_BM[active.row, active.index])
+
     def losses(self, x_BD: Tensor, y_BE: Tensor, at: Step) -> Losses:
         centred_BD, f, pre_BM = self.survivors(x_BD, at)
         error_BE = self.reconstruct(f, x_BD) - y_BE

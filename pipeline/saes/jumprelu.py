@@ -44,9 +44,9 @@ class Module(SAE):
         self.register_buffer("multiplier", torch.tensor(begin, dtype=torch.float64), persistent=False)
 
     @torch.no_grad()
-    def initialise(self, centre_E: Tensor) -> None:
-        super().initialise(centre_E)
+    def initialise(self, centre_E: Tensor, x_BD: Tensor | None = None) -> None:
         self.threshold.fill_(self.spec.threshold)
+        super().initialise(centre_E, x_BD)
 
     @torch.no_grad()
     def restart(self, which_K: Tensor, norm: float = 1.0) -> None:

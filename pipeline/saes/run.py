@@ -47,6 +47,8 @@ class Data:
     rows: int
     """Of the whole run."""
     steps: int
+    some_BD: Tensor | None = None
+    """Some rows of the inputs in their units, by which the encoder is scaled at the beginning."""
 
 
 class Run:
@@ -68,7 +70,7 @@ class Run:
         self.called = f"{name}: " if name else ""
         self.held_out, self.sample, self.settings = held_out, sample, spec.training.for_latents(sae.W_dec.shape[0])
         self.device = data.inputs.shift.device
-        sae.initialise(data.centre_E.cpu())
+        sae.initialise(data.centre_E.cpu(), None if data.some_BD is None else data.some_BD.cpu())
         sae.to(self.device)
         self.optimizer = ScheduledAdamW(sae, self.settings, data.steps)
         self.window = self.settings.window(data.rows)

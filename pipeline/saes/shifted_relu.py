@@ -16,8 +16,8 @@ class Module(relu.Module):
     spec: Spec
 
     @torch.no_grad()
-    def initialise(self, centre_E: Tensor) -> None:
-        super().initialise(centre_E)
+    def initialise(self, centre_E: Tensor, x_BD: Tensor | None = None) -> None:
+        super().initialise(centre_E, x_BD)
         if self.spec.init == "linear":
             self.b_enc.sub_(self.spec.theta)
 

@@ -28,6 +28,8 @@ from pipeline.training.tracking import Tracker
 
 SAMPLE = 2**15
 """Rows of the train store that a geometric median is taken of (32,768 in Gao et al. 2024), and that dead latents are resampled from."""
+SCALED_BY = 2**8
+"""Rows by which a tied encoder is scaled at the beginning."""
 SPARSITY_ROWS = 2**17
 """Rows of the train store, from its start, over which firing frequencies are counted."""
 
@@ -53,6 +55,11 @@ class Source:
     def sample(self) -> tuple[Tensor, Tensor]:
         """A fixed sample of the rows, and of what is predicted; read once for all runs, and held."""
         return self._sample[self.hook], self._sample[self.output]
+
+    @cached_property
+    def few(self) -> Tensor:
+        """Fewer of the rows, by which encoders are scaled."""
+        return sample(self.store, [self.hook], SCALED_BY, device())[self.hook]
 
     def held_out(self, count: int) -> HeldOut | None:
         """Up to `count` rows of the validation split, read once; None without one. Raises UserError where they are all the same."""
@@ -96,7 +103,7 @@ def begun(sae: SAE, spec: Spec, source: Source, batches: ActivationLoader, group
         centre = outputs.apply(torch.from_numpy(store.mean(source.output)).float().to(device()).unsqueeze(0)).squeeze(0)
     elif spec.b_dec == "geometric-median":
         centre = normalise.geometric_median(outputs.apply(source.sample()[1]))
-    data = Data(inputs, outputs, variance, centre, settings.epochs * batches.rows, steps)
+    data = Data(inputs, outputs, variance, centre, settings.epochs * batches.rows, steps, inputs.apply(source.few))
     return Run(sae, spec, data, group, source.held_out(settings.validate_on) if group.first else None, source.sample, name)
 
 

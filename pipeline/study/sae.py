@@ -13,7 +13,7 @@ class SAETraining(Optimizer):
 
     lr: Positive | None = None  # type: ignore[assignment]
     """Learning rate at the top of its schedule; 2e-4 x (latents / 2^14)^-1/2 when not given (Gao et al. 2024, figure 3)."""
-    schedule: Schedule = Schedule(shape="linear", warmup=100)
+    schedule: Schedule = Schedule(shape="linear", warmup=100, hold=0.8)
     epochs: Count = 10
     """Passes over the store, each in equal batches of at most `batch` rows."""
     batch: Count = 1024

@@ -7,6 +7,7 @@ from pydantic import Field
 from pipeline.study.base import Count, Fraction, Natural, NonNegative, Number, Positive, Share, Spec
 
 Beta = Annotated[float, Number, Field(ge=0, lt=1)]
+Hold = Annotated[float, Number, Field(ge=0, lt=1)]
 
 
 Shape = Literal["constant", "linear", "cosine", "one-cycle", "plateau"]
@@ -20,6 +21,8 @@ class Schedule(Spec):
     is its ReduceLROnPlateau on the validation loss."""
     warmup: Natural = 0
     """Steps of linear rise at the start (all but one-cycle); a quarter of the run where that is less."""
+    hold: Hold = 0.0
+    """Share of the run after the warm-up in which `lr` is held before it falls (linear, cosine)."""
     final: Fraction = 0.0
     """Share of `lr` that the fall ends at, one step after the last (linear, cosine)."""
     rise: Share = 0.3

@@ -16,7 +16,7 @@ def at(spec: Optimizer, step: int, steps: int) -> tuple[float, float]:
     warmup = min(shape.warmup, steps // 4)
     if step < warmup:
         return spec.lr * (step + 1) / warmup, spec.betas[0]
-    past = (step - warmup) / (steps - warmup)
+    past = max(0.0, ((step - warmup) / (steps - warmup) - shape.hold) / (1 - shape.hold))
     fall = {"constant": 1.0, "plateau": 1.0, "linear": 1 - past, "cosine": (1 + cos(pi * past)) / 2}[shape.shape]
     final = 1.0 if shape.shape in ("constant", "plateau") else shape.final
     return spec.lr * (final + (1 - final) * fall), spec.betas[0]

@@ -129,6 +129,16 @@ def test_b_dec_begins_at_a_centre_in_units_of_training(store, how):
         assert (b - x.mean(0)).norm() > 0.01
 
 
+@pytest.mark.parametrize("normalise", [{}, {"centre": True, "scale": "norm"}], ids=str)
+def test_a_run_begins_with_an_encoder_that_is_scaled_by_rows_in_units_of_training(store, normalise):
+    found, *_ = made(store, **TOPK, normalise=normalise)
+    x = found.data.inputs.apply(torch.from_numpy(rows().astype(np.float32)))
+    norms = found.sae.W_enc.norm(dim=0)
+    torch.testing.assert_close(norms, norms.mean().expand_as(norms))
+    error, *others = [(found.sae.decode(share * found.sae.encode(x)) - x).square().sum() for share in (1.0, 0.8, 1.25)]
+    assert error < min(others)
+
+
 def test_the_learning_rate_follows_the_published_rule_when_none_is_given(store):
     """2e-4 at 2^14 latents, and as one over the square root (Gao et al. 2024, figure 3)."""
     training = {**TRAINING, "schedule": {"shape": "constant"}}

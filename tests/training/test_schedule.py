@@ -5,6 +5,7 @@ import torch
 from torch.optim import SGD
 from torch.optim.lr_scheduler import CosineAnnealingLR, LinearLR, OneCycleLR, ReduceLROnPlateau
 
+from pipeline.study.sae import SAETraining
 from pipeline.study.training import Optimizer
 from pipeline.training import schedule
 
@@ -79,6 +80,23 @@ def test_warmup_rises_in_equal_steps_to_the_rate_and_the_rest_follows(shape):
 def test_a_warmup_takes_at_most_a_quarter_of_the_run():
     assert rates(spec(1.0, shape="constant", warmup=100), 8) == [0.5, 1, 1, 1, 1, 1, 1, 1]
     assert rates(spec(1.0, shape="linear", warmup=10), 3)[0] == 1.0
+
+
+def test_the_rate_is_held_before_it_falls():
+    """Of the ten steps after a warm-up of two, six are held, and four fall to `final` one step after the last."""
+    assert rates(spec(1.0, shape="linear", warmup=2, hold=0.6), 12) == pytest.approx([0.5, *[1] * 8, 0.75, 0.5, 0.25])
+    assert rates(spec(1.0, shape="linear", warmup=2, hold=0.6, final=0.2), 12) == pytest.approx([0.5, *[1] * 8, 0.8, 0.6, 0.4])
+    assert rates(spec(1.0, shape="cosine", hold=0.6), 10) == pytest.approx([*[1] * 7, 0.853553, 0.5, 0.146447], rel=1e-5)
+    assert rates(spec(1.0, shape="linear", hold=0.5), 3) == pytest.approx([1, 1, 2 / 3]), "a fall may begin between two steps"
+    assert rates(spec(1.0, shape="constant", hold=0.5), 4) == [1, 1, 1, 1]
+
+
+def test_saes_hold_the_rate_for_four_fifths_of_the_run_after_the_warmup():
+    given = SAETraining(lr=1.0)
+    assert rates(given, 1100)[99:901] == [1.0] * 802
+    assert rates(given, 1100)[1000] == pytest.approx(0.5)
+    assert rates(given, 1100)[1099] == pytest.approx(1 / 200)
+    assert rates(given, 40) == pytest.approx([n / 10 for n in range(1, 11)] + [1] * 25 + [n / 6 for n in range(5, 0, -1)])
 
 
 def test_betas_of_other_shapes_are_the_studys():
