@@ -59,6 +59,8 @@ class SAE(nn.Module):
     """Biases of the encoder (M,)."""
     _THRESHOLDS: tuple[str, ...] = ()
     """What pre-activations are compared with (M,)."""
+    _FIRST = 1.0
+    """How large latents begin, of a tied encoder: a share of the size that reconstructs best (`scale`)."""
 
     def __init__(self, spec: Spec, width: int, latents: int, out: int) -> None:
         super().__init__()
@@ -113,8 +115,8 @@ class SAE(nn.Module):
 
     @torch.no_grad()
     def initialise(self, centre_E: Tensor, x_BD: Tensor | None = None) -> None:
-        """Weights before the first step; `centre_E` is where b_dec begins. A tied encoder is scaled so that some rows `x_BD` are
-        reconstructed best (`scale`); it has norm 1 without them."""
+        """Weights before the first step; `centre_E` is where b_dec begins. A tied encoder is scaled by some rows `x_BD`
+        (`scale`); it has norm 1 without them."""
         spec, generator = self.spec, torch.Generator().manual_seed(derive(self.spec.seed, "sae", "weights"))
         if spec.init == "linear":
             bounds = dict.fromkeys(("W_enc", *self._BIASES), self.W_enc.shape[0]) | dict.fromkeys(("W_dec", "b_dec"), self.W_dec.shape[0])
@@ -134,7 +136,7 @@ class SAE(nn.Module):
             every = torch.arange(len(self.W_dec))
             self.restart(every)
             if spec.outputs is None and x_BD is not None:
-                norm = self.scale(x_BD)
+                norm = self._FIRST * self.scale(x_BD)
                 self.W_enc.mul_(norm)
                 self.restart(every, norm)
 

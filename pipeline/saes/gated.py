@@ -21,6 +21,7 @@ from pipeline.study.saes.gated import Gated as Spec
 
 class Module(SAE):
     architecture = "gated"
+    _FIRST = 1 / 3  # as relu.py
     _BIASES = ("b_gate", "b_mag")
     spec: Spec
 

@@ -45,13 +45,13 @@ class Module(SAE):
 
     @torch.no_grad()
     def initialise(self, centre_E: Tensor, x_BD: Tensor | None = None) -> None:
-        self.threshold.fill_(self.spec.threshold)
+        self.threshold.fill_(self.spec.begins(len(self.threshold)))
         super().initialise(centre_E, x_BD)
 
     @torch.no_grad()
     def restart(self, which_K: Tensor, norm: float = 1.0) -> None:
         super().restart(which_K, norm)
-        self.threshold[which_K] = norm * self.spec.threshold
+        self.threshold[which_K] = norm * self.spec.begins(len(self.threshold))
 
     def pre(self, centred_BD: Tensor) -> Tensor:
         """Pre-activations (B, M), in float32 under autocast as well."""

@@ -16,6 +16,7 @@ from pipeline.study.saes.relu import ReLU as Spec
 
 class Module(SAE):
     architecture = "standard"
+    _FIRST = 1 / 3  # half of the latents are active at first, and the penalty would take the larger part of them away
     spec: Spec
 
     def encode(self, x_BD: Tensor) -> Tensor:

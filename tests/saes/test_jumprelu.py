@@ -5,6 +5,7 @@ import copy
 import pytest
 import torch
 
+from pipeline.saes import checkpoint
 from pipeline.saes.base import Step
 from pipeline.saes.jumprelu import NEAR, RATE, jump
 from tests.saes.formulas import JUMPRELU, SHARES, TARGET, VARIANCE
@@ -135,3 +136,19 @@ def test_l0_reaches_the_target_and_thresholds_are_what_moves_it(build, target):
     without = copy.deepcopy(sae)
     without.threshold.data.fill_(0.05)
     assert (without.encode(x) != 0).sum() > 2 * (sae.encode(x) != 0).sum()
+
+
+@pytest.mark.parametrize(("target", "wanted"), [(3, 3), (40, 40), (190, 150), (None, 0.1587 * 300)])
+def test_thresholds_begin_where_the_target_is_reached_but_for_what_is_learned(target, wanted):
+    """Of rows with variance 1 in all directions; not below 0, where half of the latents are active. Restarted ones begin there too."""
+    sae, _ = checkpoint.build({"architecture": "jumprelu", "latents": 300, "target_l0": target}, 20)
+    x = torch.randn(4000, 20, generator=torch.Generator().manual_seed(0))
+    sae.initialise(torch.zeros(20), x[:256])
+    assert (sae.encode(x) != 0).sum().item() / 4000 == pytest.approx(wanted, rel=0.05)
+    first = sae.threshold.clone()
+    sae.threshold.data.fill_(9.0)
+    sae.restart(torch.arange(300), sae.W_enc.norm(dim=0)[0].item())
+    torch.testing.assert_close(sae.threshold, first)
+    given, _ = checkpoint.build({"architecture": "jumprelu", "latents": 300, "target_l0": 3, "threshold": 0.4}, 20)
+    given.initialise(torch.zeros(20))
+    assert (given.threshold == torch.tensor(0.4)).all(), "what the study says"

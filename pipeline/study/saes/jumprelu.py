@@ -1,5 +1,6 @@
 """Settings of the JumpReLU SAE."""
 
+from statistics import NormalDist
 from typing import Any, Literal, Self
 
 from pydantic import model_validator
@@ -18,12 +19,13 @@ class JumpReLU(SAE):
     that share. With `target_l0` it is where the weight begins."""
     target_l0: Positive | None = None
     """The L0 to reach: the weight is found while training."""
-    threshold: NonNegative = 1.0
-    """Where thresholds begin, in units of training, in which a random direction's pre-activation has mean 0 and variance 1
-    (`normalise`): a sixth of the latents are active. From 0.05, where the paper's begin (0.001 in units in which activations have norm 1,
-    at its width of 2304), runs of a thousand steps do not reach a usual L0."""
+    threshold: NonNegative | None = None
+    """Where thresholds begin, in units in which a random direction's pre-activation has mean 0 and variance 1: those of training
+    (`normalise`) for directions of norm 1. When not given, where about `target_l0` latents are active; without a target at 1, where a
+    sixth of them are. From 0.05, where the paper's begin (0.001 in units in which activations have norm 1, at its width of 2304), runs of
+    a thousand steps do not reach a usual L0."""
     bandwidth: Positive = 0.05
-    """Width of the band around the threshold in which pre-activations move it, in the same units; the paper's 0.001 at that width."""
+    """Width of the band around the threshold in which pre-activations move it, in units of training; the paper's 0.001 at that width."""
     normalise: Normalise = Normalise(centre=True, scale="norm")
     """`centre: true` and `scale: norm`, for what it says nothing of: the mean would count in the norm, and thresholds be too high."""
 
@@ -37,6 +39,12 @@ class JumpReLU(SAE):
         if self.normalise.scale == "none":
             raise ValueError("normalise.scale: thresholds and their bandwidth are in normalised units; `norm` or `whiten`")
         return self
+
+    def begins(self, latents: int) -> float:
+        """Where thresholds begin, in an SAE of so many latents."""
+        if self.threshold is not None:
+            return self.threshold
+        return 1.0 if self.target_l0 is None else -NormalDist().inv_cdf(min(0.5, self.target_l0 / latents))
 
     def penalised(self) -> bool:
         return self.l0 > 0 or self.target_l0 is not None
