@@ -185,7 +185,7 @@ def test_rows_to_resample_from_are_read_once_for_all_runs(store, monkeypatch):
     trained(found, batches)
     sae, settings = checkpoint.build({**RELU, "hook": "x", "b_dec": "geometric-median"}, 8)
     train.begun(sae, settings, source, batches)
-    assert [rows for _, _, rows, _ in calls] == [train.SCALED_BY, train.SAMPLE], "few of them for the encoder's scale"
+    assert [rows for _, _, rows, _ in calls] == [train.SAMPLE, train.SCALED_BY], "few of them for the encoder's scale"
 
 
 def test_no_more_latents_are_resampled_than_there_are_rows_with_a_loss(build):
