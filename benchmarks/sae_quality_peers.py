@@ -10,17 +10,32 @@ from typing import Any
 import torch
 from torch import Tensor
 
-TOOLS = ("SAELens", "dictionary-learning", "sparsify", "sparsify, Adam")
+TOOLS = (
+    "SAELens",
+    "dictionary-learning",
+    "dictionary-learning, free decoder",
+    "dictionary-learning, p-anneal",
+    "sparsify",
+    "sparsify, Adam",
+)
 Train = Callable[[Any], Callable[[Tensor], tuple[Tensor, Tensor]]]
 
 
 def installed() -> tuple[dict[str, dict[str, Train]], dict[str, str]]:
     """What trains, by architecture and tool; and of tools that are not there, why."""
-    found: dict[str, dict[str, Train]] = {"topk": {}, "batchtopk": {}, "jumprelu": {}}
+    found: dict[str, dict[str, Train]] = {"topk": {}, "batchtopk": {}, "jumprelu": {}, "relu": {}, "gated": {}}
     missing = {}
     for name, module, tools in (
         ("SAELens", "sae_lens", {"SAELens": (saelens, found)}),
-        ("dictionary-learning", "dictionary_learning", {"dictionary-learning": (dictionary_learning, found)}),
+        (
+            "dictionary-learning",
+            "dictionary_learning",
+            {
+                "dictionary-learning": (dictionary_learning, found),
+                "dictionary-learning, free decoder": (free_decoder, ["relu"]),
+                "dictionary-learning, p-anneal": (p_anneal, ["relu"]),
+            },
+        ),
         ("sparsify", "sparsify", {"sparsify": (signum, ["topk"]), "sparsify, Adam": (adam, ["topk"])}),
     ):
         try:
@@ -42,7 +57,7 @@ def warmup(default: int, steps: int) -> int:
 def saelens(task: Any) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
     """SAELens 6: its trainer, learning rate 3e-4 throughout. JumpReLU: the loss that is quadratic in the distance from a target L0."""
     from sae_lens import config
-    from sae_lens.saes import batchtopk_sae, jumprelu_sae, topk_sae
+    from sae_lens.saes import batchtopk_sae, gated_sae, jumprelu_sae, standard_sae, topk_sae
     from sae_lens.training.sae_trainer import SAETrainer
 
     common = {"d_in": task.rows_ND.shape[1], "d_sae": task.latents, "normalize_activations": "expected_average_only_in"}
@@ -50,6 +65,12 @@ def saelens(task: Any) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
         sae = topk_sae.TopKTrainingSAE(topk_sae.TopKTrainingSAEConfig(**common, k=task.k))
     elif task.architecture == "batchtopk":
         sae = batchtopk_sae.BatchTopKTrainingSAE(batchtopk_sae.BatchTopKTrainingSAEConfig(**common, k=task.k))
+    elif task.architecture in ("relu", "gated"):
+        l1 = {"l1_coefficient": task.l1(mean_square=task.rows_ND.shape[1]), "l1_warm_up_steps": warmup(1000, task.steps)}
+        if task.architecture == "relu":
+            sae = standard_sae.StandardTrainingSAE(standard_sae.StandardTrainingSAEConfig(**common, **l1))
+        else:
+            sae = gated_sae.GatedTrainingSAE(gated_sae.GatedTrainingSAEConfig(**common, **l1))
     else:
         mode = {"jumprelu_sparsity_loss_mode": "quadratic", "target_l0": task.k}
         sae = jumprelu_sae.JumpReLUTrainingSAE(jumprelu_sae.JumpReLUTrainingSAEConfig(**common, **mode))
@@ -78,20 +99,50 @@ def saelens(task: Any) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
 def dictionary_learning(task: Any) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
     """dictionary-learning: its trainers, as its demo runs them (activations scaled to a mean squared norm of 1, the last fifth decays)."""
     from dictionary_learning.trainers.batch_top_k import BatchTopKTrainer
+    from dictionary_learning.trainers.gdm import GatedSAETrainer
     from dictionary_learning.trainers.jumprelu import JumpReluTrainer
+    from dictionary_learning.trainers.standard import StandardTrainer
     from dictionary_learning.trainers.top_k import TopKTrainer
 
+    if task.architecture in ("relu", "gated"):
+        kind = StandardTrainer if task.architecture == "relu" else GatedSAETrainer
+        return _trained(task, kind, l1_penalty=task.l1(mean_square=1.0), sparsity_warmup_steps=warmup(2000, task.steps))
+    if task.architecture == "jumprelu":
+        return _trained(task, JumpReluTrainer, target_l0=task.k, sparsity_warmup_steps=warmup(2000, task.steps))
+    kind = TopKTrainer if task.architecture == "topk" else BatchTopKTrainer
+    return _trained(task, kind, k=task.k, threshold_start_step=warmup(1000, task.steps))
+
+
+def free_decoder(task: Any) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
+    """dictionary-learning's other ReLU recipe: a free decoder, whose norms weigh the penalty."""
+    from dictionary_learning.dictionary import AutoEncoderNew
+    from dictionary_learning.trainers.standard import StandardTrainerAprilUpdate
+
+    more = {"dict_class": AutoEncoderNew, "l1_penalty": task.l1(mean_square=1.0), "sparsity_warmup_steps": warmup(2000, task.steps)}
+    return _trained(task, StandardTrainerAprilUpdate, **more)
+
+
+def p_anneal(task: Any) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
+    """dictionary-learning's ReLU SAE whose penalty goes from an L1 norm towards an L0.2 one, as its demo sets it."""
+    from dictionary_learning.trainers.p_anneal import PAnnealTrainer
+
+    more = {"sparsity_function": "Lp^p", "p_end": 0.2, "anneal_start": warmup(10000, task.steps)}
+    more |= {"initial_sparsity_penalty": task.l1(mean_square=1.0), "sparsity_warmup_steps": warmup(2000, task.steps)}
+    return _trained(task, PAnnealTrainer, **more)
+
+
+def _trained(task: Any, kind: Any, **more: Any) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
     scale = task.rows_ND.square().sum(1).mean().sqrt().item()
     common = {"steps": task.steps, "activation_dim": task.rows_ND.shape[1], "dict_size": task.latents, "layer": 3, "lm_name": "stories15M"}
     common |= {"warmup_steps": warmup(1000, task.steps), "decay_start": int(0.8 * task.steps), "seed": task.seed, "device": "cpu"}
-    if task.architecture == "jumprelu":
-        trainer: Any = JumpReluTrainer(**common, target_l0=task.k, sparsity_warmup_steps=warmup(2000, task.steps))
-    else:
-        kind = TopKTrainer if task.architecture == "topk" else BatchTopKTrainer
-        trainer = kind(**common, k=task.k, threshold_start_step=warmup(1000, task.steps))
+    trainer = kind(**common, **more)
     for step, x in enumerate(task.batches()):
         trainer.update(step, x / scale)
-    trainer.ae.scale_biases(scale)
+    if hasattr(trainer.ae, "scale_biases"):
+        trainer.ae.scale_biases(scale)
+    else:
+        trainer.ae.encoder.bias.data *= scale
+        trainer.ae.decoder.bias.data *= scale
     trainer.ae.eval()
 
     def predict(x: Tensor) -> tuple[Tensor, Tensor]:

@@ -68,7 +68,7 @@ class Run:
         predicted from them, that dead latents are resampled from; `name` stands before messages, where several runs go on together."""
         self.sae, self.spec, self.data, self.group = sae, spec, data, group
         self.called = f"{name}: " if name else ""
-        self.held_out, self.sample, self.settings = held_out, sample, spec.training.for_latents(sae.W_dec.shape[0])
+        self.held_out, self.sample, self.settings = held_out, sample, spec.training.for_run(len(sae.W_dec), data.steps)
         self.device = data.inputs.shift.device
         sae.initialise(data.centre_E.cpu(), None if data.some_BD is None else data.some_BD.cpu())
         sae.to(self.device)

@@ -12,7 +12,8 @@ class SAETraining(Optimizer):
     """Batches from a seeded permutation of the rows of the train store."""
 
     lr: Positive | None = None  # type: ignore[assignment]
-    """Learning rate at the top of its schedule; 2e-4 x (latents / 2^14)^-1/2 when not given (Gao et al. 2024, figure 3)."""
+    """Learning rate at the top of its schedule. When not given, 2e-4 x (latents / 2^14)^-1/2 (Gao et al. 2024, figure 3), which is for
+    runs of very many steps; in those of fewer than 2^16 it is (2^16 / steps)^1/2 times that, 8 times at most (docs/sae-training.md)."""
     schedule: Schedule = Schedule(shape="linear", warmup=100, hold=0.8)
     epochs: Count = 10
     """Passes over the store, each in equal batches of at most `batch` rows."""
@@ -57,9 +58,10 @@ class SAETraining(Optimizer):
             raise ValueError(f"resample: {told}; resample later, or give a smaller `dead_share`")
         return self
 
-    def for_latents(self, latents: int) -> Self:
-        """The same with a learning rate."""
-        return self if self.lr is not None else self.model_copy(update={"lr": 2e-4 * (latents / 2**14) ** -0.5})
+    def for_run(self, latents: int, steps: int) -> Self:
+        """The same with a learning rate, for a run of so many steps."""
+        short = min(8.0, max(1.0, (2**16 / steps) ** 0.5))
+        return self if self.lr is not None else self.model_copy(update={"lr": 2e-4 * (latents / 2**14) ** -0.5 * short})
 
     def window(self, rows: int) -> int:
         """Rows without a fire after which a latent is dead, in a run of so many."""
