@@ -42,7 +42,7 @@ def copied(project, tmp_path):
 
     def run(*arguments: str) -> dict:
         done = subprocess.run(
-            [sys.executable, "-c", RUN, *arguments], cwd=tmp_path, capture_output=True, text=True, check=False, timeout=120
+            [sys.executable, "-c", RUN, *arguments], cwd=tmp_path, capture_output=True, text=True, check=False, timeout=600
         )
         assert done.returncode == 0, done.stderr
         return json.loads(done.stdout)

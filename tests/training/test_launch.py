@@ -44,7 +44,7 @@ def test_a_fault_is_one_line(project, tmp_path, how, line):
     (tmp_path / "ends_badly.py").write_text(STEP.replace("{how}", how))
     done = subprocess.run(
         [sys.executable, "-m", "ends_badly", "--out", str(tmp_path)],
-        capture_output=True, text=True, check=False, timeout=300, env={**os.environ, "PYTHONPATH": f"{tmp_path}:{project}"},
+        capture_output=True, text=True, check=False, timeout=600, env={**os.environ, "PYTHONPATH": f"{tmp_path}:{project}"},
     )  # fmt: skip
     assert done.stderr.splitlines() == [line]
     assert done.stdout == ""
