@@ -71,7 +71,7 @@ def test_two_processes_give_the_weights_of_one(architecture, training, tmp_path)
     for one in started:
         one.start()
     for one in started:
-        one.join(100)
+        one.join(600)
     assert [one.exitcode for one in started] == [0, 0, 0]
     alone, first, second = (load_file(tmp_path / f"{name}.safetensors") for name in ("1-0", "2-0", "2-1"))
     assert alone["W_dec"].dtype == torch.float64
@@ -98,7 +98,7 @@ def test_processes_that_torchrun_starts_give_the_weights_of_one_and_go_on_after_
     settings = [spec("topk", training={"processes": count, "epochs": 20}) for count in (1, 2)]
     inputs = store.artifact.folder / MANIFEST, [validation.artifact.folder / MANIFEST]
     train_sae.main(settings[0], *inputs, tmp_path / "1")
-    done = subprocess.run(command(settings[1], store, validation, tmp_path / "2"), capture_output=True, text=True, check=False, timeout=200)
+    done = subprocess.run(command(settings[1], store, validation, tmp_path / "2"), capture_output=True, text=True, check=False, timeout=600)
     assert done.returncode == 0, done.stderr[-3000:]
     found = {count: load_file(tmp_path / count / "sae_weights.safetensors") for count in ("1", "2")}
     for name, value in found["1"].items():
@@ -116,7 +116,7 @@ def test_processes_that_torchrun_starts_give_the_weights_of_one_and_go_on_after_
         text=True,
         check=False,
         env=environment,
-        timeout=200,
+        timeout=600,
     )
     assert done.returncode == 0, done.stderr[-3000:]
     assert "discarded" not in done.stderr

@@ -73,7 +73,7 @@ def process():
     def run(*arguments) -> int | None:
         one = fresh.Process(target=training, args=arguments)
         one.start()
-        one.join(120)
+        one.join(600)
         return one.exitcode
 
     return run
