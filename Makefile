@@ -4,6 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 PINS := pyproject.toml constraints.txt
 STUDY ?=
+WORKERS ?= 2
 CONFIG := $(if $(STUDY),--configfile $(STUDY))
 
 .PHONY: run test lint format schema clean
@@ -11,8 +12,8 @@ CONFIG := $(if $(STUDY),--configfile $(STUDY))
 run: .venv/run.stamp  ## the default study, or STUDY=studies/x.yaml
 	@$(BIN)/python -m pipeline run $(CONFIG)
 
-test: .venv/test.stamp  ## all tests
-	$(BIN)/python -m pytest
+test: .venv/test.stamp  ## all tests, in WORKERS processes; one that has nothing left takes over half of what another has
+	$(BIN)/python -m pytest --numprocesses $(WORKERS) --dist worksteal
 
 lint: .venv/test.stamp  ## style, types, workflow
 	$(BIN)/ruff check .

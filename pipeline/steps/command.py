@@ -26,7 +26,9 @@ LEFT = "TORCHELASTIC_ERROR_FILE"
 def run(step: Callable[..., None]) -> None:
     """Runs a step with the options of this process. A UserError ends it with one line and exit status 1."""
     parameters = inspect.signature(step).parameters
-    parser = argparse.ArgumentParser(prog=f"python -m {step.__globals__['__spec__'].name}", description=inspect.getdoc(step))
+    parser = argparse.ArgumentParser(
+        prog=f"python -m {inspect.unwrap(step).__globals__['__spec__'].name}", description=inspect.getdoc(step)
+    )
     for name, parameter in parameters.items():
         option = f"--{name.replace('_', '-')}"
         if name == "spec":

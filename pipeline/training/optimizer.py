@@ -14,8 +14,10 @@ class ScheduledAdamW:
         self.spec, self.steps, self.step_number = spec, steps, 0
         self.plateau = schedule.Plateau(spec.schedule)
         self.parameters = list(module.parameters())
-        decayed = [p for p in self.parameters if p.ndim > 1 or spec.decay == "all" or not spec.weight_decay]
-        others = [p for p in self.parameters if not any(p is one for one in decayed)]
+        self.rows = [_by_row(p) for p in self.parameters]
+        """The same memory in the order in which it lies: fused kernels copy what is not contiguous, forth and back."""
+        decayed = [p for p in self.rows if p.ndim > 1 or spec.decay == "all" or not spec.weight_decay]
+        others = [p for p in self.rows if not any(p is one for one in decayed)]
         groups = [{"params": decayed, "weight_decay": spec.weight_decay}, {"params": others, "weight_decay": 0.0}]
         self.adamw = torch.optim.AdamW([group for group in groups if group["params"]], lr=spec.lr, betas=spec.betas, fused=True)
 
@@ -35,22 +37,31 @@ class ScheduledAdamW:
             group["lr"], group["betas"] = lr * self.plateau.factor, (beta1, self.spec.betas[1])
         if self.spec.clip is not None:
             nn.utils.clip_grads_with_norm_(self.parameters, self.spec.clip, self.gradient_norm() if norm is None else norm)
+        for row, parameter in zip(self.rows, self.parameters, strict=True):
+            if row is not parameter:
+                row.grad = None if parameter.grad is None else parameter.grad.T
+                parameter.grad = None
         self.adamw.step()
         self.adamw.zero_grad(set_to_none=True)
         self.step_number += 1
 
+    def state(self, parameter: Tensor) -> dict[str, Tensor]:
+        """Adam's state of a parameter, moments in its shape."""
+        row = next(row for row, one in zip(self.rows, self.parameters, strict=True) if one is parameter)
+        return {name: value.T if row is not parameter and value.ndim else value for name, value in self.adamw.state[row].items()}
+
     @torch.no_grad()
     def forget(self, parameter: Tensor, axis: int, index: Tensor) -> None:
         """Zeroes the moments of some entries of a parameter along a dimension: they begin anew."""
-        for name in ("exp_avg", "exp_avg_sq"):
-            if name in self.adamw.state[parameter]:
-                self.adamw.state[parameter][name].index_fill_(axis, index, 0.0)
+        for name, value in self.state(parameter).items():
+            if name in ("exp_avg", "exp_avg_sq"):
+                value.index_fill_(axis, index, 0.0)
 
     def tensors(self) -> dict[str, Tensor]:
         """Adam's state, by parameter number and name."""
         found = {}
-        for number, parameter in enumerate(self.parameters):
-            for name, value in self.adamw.state[parameter].items():
+        for number, row in enumerate(self.rows):
+            for name, value in self.adamw.state[row].items():
                 found[f"{number}.{name}"] = value
         return found
 
@@ -59,7 +70,10 @@ class ScheduledAdamW:
         self.step_number = step
         for key, value in tensors.items():
             number, name = key.split(".", 1)
-            parameter = self.parameters[int(number)]
-            # Fused kernels go through memory: a moment has to be laid out as its parameter is.
-            like = parameter if value.shape == parameter.shape else value
-            self.adamw.state[parameter][name] = torch.empty_like(like, dtype=value.dtype, requires_grad=False).copy_(value)
+            self.adamw.state[self.rows[int(number)]][name] = value.clone()
+
+
+def _by_row(parameter: Tensor) -> Tensor:
+    """A parameter; a matrix that lies by column as its transpose, which shares its memory."""
+    by_column = parameter.ndim == 2 and not parameter.is_contiguous() and parameter.T.is_contiguous()
+    return nn.Parameter(parameter.detach().T, requires_grad=parameter.requires_grad) if by_column else parameter

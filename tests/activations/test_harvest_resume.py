@@ -336,7 +336,7 @@ def test_a_file_that_may_not_grow_ends_in_one_line_and_the_harvest_goes_on(tmp_p
 
     process = together.Process(target=limited)
     process.start()
-    told = work.get(timeout=60)
+    told = work.get(timeout=600)
     process.join()
     assert process.exitcode == 0
     assert "store.zarr: File too large, at rows 0-255; the shards before stand" in told
@@ -412,6 +412,6 @@ def peak_of(work) -> int:
 
     process = together.Process(target=watched)
     process.start()
-    peak = found.get(timeout=120)
+    peak = found.get(timeout=600)
     process.join()
     return peak

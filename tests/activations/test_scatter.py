@@ -86,7 +86,7 @@ def test_jobs_that_write_at_the_same_time_leave_the_same_bytes(tmp_path, model, 
     for process in processes:
         process.start()
     for process in processes:
-        process.join(60)
+        process.join(600)
     assert [process.exitcode for process in processes] == [0] * jobs
     part = harvest_job(tmp_path / "store", model, dataset, 8, 0, 1, digest="of them all", **spec)
     sealed(tmp_path / "store", [part], dataset, 8, **spec)

@@ -109,7 +109,7 @@ def test_jobs_that_want_the_same_file_fetch_it_once(server, project, tmp_path, m
     server.patience = 0.2
     command = [sys.executable, "-c", JOB, server.url, HASH]
     jobs = [subprocess.Popen(command, cwd=project, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for _ in range(3)]
-    told = [job.communicate(timeout=60) for job in jobs]
+    told = [job.communicate(timeout=600) for job in jobs]
     assert [job.returncode for job in jobs] == [0, 0, 0], told
     (kept,) = {out.strip() for out, _ in told}
     assert Path(kept).read_bytes() == CONTENT

@@ -1,9 +1,7 @@
 """Two processes that share each batch end in the weights of one."""
 
-import json
 import os
 import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -11,7 +9,8 @@ import torch
 from safetensors.torch import load_file
 
 from pipeline.artifacts.manifest import MANIFEST
-from tests.models.test_resume import killed_at
+from pipeline.steps import train_model
+from tests.models.test_resume import command, killed_at
 
 GPT = {
     "architecture": "gpt", "layers": 2, "width": 16, "heads": 2, "context": 8, "threads": 1,
@@ -22,9 +21,12 @@ GPT = {
 
 
 def trained(dataset, out, **training) -> dict[str, torch.Tensor]:
+    """The weights of a run of one process, which is this one, or of several."""
     spec = {**GPT, "training": {**GPT["training"], **training}}
-    command = [sys.executable, "-m", "pipeline.steps.train_model", "--spec", json.dumps(spec), "--dataset", str(dataset.folder / MANIFEST)]
-    done = subprocess.run([*command, "--out", str(out)], capture_output=True, text=True, check=False)
+    if "processes" not in training:
+        train_model.main(spec, dataset.folder / MANIFEST, out)
+        return load_file(out / "model.safetensors")
+    done = subprocess.run(command(spec, dataset, out), capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
     return load_file(out / "model.safetensors")
 
@@ -50,13 +52,11 @@ def test_two_processes_give_the_weights_of_one(dataset, tmp_path):
 def test_two_processes_with_dropout_go_on_after_a_kill(dataset, tmp_path):
     """Each has its own random state, and the snapshot holds both."""
     spec = {**GPT, "dropout": 0.2, "training": {**GPT["training"], "processes": 2}}
-    command = ["-m", "pipeline.steps.train_model", "--spec", json.dumps(spec), "--dataset", str(dataset.folder / MANIFEST), "--out"]
     environment = {**os.environ, "SAEFLOW_SNAPSHOT_SECONDS": "0"}
-    killed_at(9, spec, dataset, tmp_path / "killed")
+    run = subprocess.Popen(command(spec, dataset, tmp_path / "killed"), env=environment, stderr=subprocess.DEVNULL)
+    killed_at(9, tmp_path / "killed", run)
     for folder in ("killed", "whole"):
-        done = subprocess.run(
-            [sys.executable, *command, str(tmp_path / folder)], capture_output=True, text=True, check=False, env=environment
-        )
+        done = subprocess.run(command(spec, dataset, tmp_path / folder), capture_output=True, text=True, check=False, env=environment)
         assert done.returncode == 0, done.stderr[-3000:]
         assert "discarded" not in done.stderr
     assert (tmp_path / "killed" / MANIFEST).read_bytes() == (tmp_path / "whole" / MANIFEST).read_bytes()

@@ -2,10 +2,11 @@
 
 import json
 import os
-import signal
 import subprocess
 import sys
 import time
+from multiprocessing.process import BaseProcess
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -17,6 +18,7 @@ from pipeline.models.examples import examples
 from pipeline.models.train import Run
 from pipeline.steps import train_model
 from pipeline.training.snapshot import Snapshots
+from tests.fresh import fresh
 
 MLP = {
     "architecture": "mlp", "hidden": [16, 16], "batch_norm": [1], "threads": 1, "seed": 3,
@@ -49,19 +51,31 @@ def reached(out) -> int:
     return json.loads(header["__metadata__"]["values"])["step"]
 
 
-def killed_at(step, spec, dataset, out) -> int:
-    """Starts the step and kills it when its snapshot has reached `step`. Returns the step that the snapshot had."""
-    environment = {**os.environ, "SAEFLOW_SNAPSHOT_SECONDS": "0"}
-    process = subprocess.Popen(command(spec, dataset, out), env=environment, stderr=subprocess.DEVNULL)
+def killed_at(step: int, out: Path, run: subprocess.Popen | BaseProcess) -> int:
+    """Kills a run when its snapshot in `out` has reached `step`. Returns the step that the snapshot had."""
+    lives, ends = (lambda: run.poll() is None, run.wait) if isinstance(run, subprocess.Popen) else (run.is_alive, run.join)
     while reached(out) < step:
-        assert process.poll() is None, "the run ended before it could be killed"
+        assert lives(), "the run ended before it could be killed"
         time.sleep(0.002)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    run.kill()
+    ends()
     found = reached(out)
     time.sleep(0.5)
     assert reached(out) == found, "something of the run outlived it"
     return found
+
+
+def training(spec: dict, dataset: Path, out: Path) -> None:
+    """The step, with a snapshot after each step of the run."""
+    os.environ["SAEFLOW_SNAPSHOT_SECONDS"] = "0"  # here: the server that forks may be older than the test
+    train_model.main(spec, dataset, out)
+
+
+def begun(*arguments) -> BaseProcess:
+    """`training` in a process of its own."""
+    process = fresh.Process(target=training, args=arguments)
+    process.start()
+    return process
 
 
 @pytest.fixture
@@ -78,7 +92,7 @@ def data(request, make_table, make_tokens):
 def test_a_killed_run_ends_in_the_same_bytes(data, tmp_path):
     spec, dataset = data
     train_model.main(spec, dataset.folder / MANIFEST, tmp_path / "whole")
-    killed = [killed_at(step, spec, dataset, tmp_path / "killed") for step in (1, 20, 41)]
+    killed = [killed_at(step, tmp_path / "killed", begun(spec, dataset.folder / MANIFEST, tmp_path / "killed")) for step in (1, 20, 41)]
     assert killed == sorted(killed)
     done = subprocess.run(command(spec, dataset, tmp_path / "killed"), check=True, capture_output=True, text=True)
     assert "discarded" not in done.stderr
@@ -91,6 +105,7 @@ def test_a_killed_run_ends_in_the_same_bytes(data, tmp_path):
 def test_every_tensor_and_number_of_a_run_is_in_its_snapshot(data):
     """Taken after any step and put into a fresh run, it leads to the same weights and the same curve."""
     spec, dataset = data
+    spec = {**spec, "training": {**spec["training"], **({"steps": 75} if spec is GPT else {"epochs": 20})}}
     split, other = (examples(dataset, name, spec.get("context")) for name in ("train", "validation"))
 
     def fresh() -> Run:
@@ -139,6 +154,7 @@ def test_a_damaged_snapshot_is_discarded_and_said(data, tmp_path, capfd):
 @pytest.mark.parametrize("data", [MLP], indirect=True)
 def test_a_snapshot_of_other_settings_is_discarded_and_said(data, tmp_path, monkeypatch, capfd):
     spec, dataset = data
+    spec = {**spec, "training": {**spec["training"], "epochs": 8}}
     monkeypatch.setenv("SAEFLOW_SNAPSHOT_SECONDS", "0")
     monkeypatch.setattr(train_model.Snapshots, "remove", lambda self: None)
     train_model.main({**spec, "seed": 4}, dataset.folder / MANIFEST, tmp_path / "out")

@@ -64,7 +64,7 @@ class Processes:
     """Two of them, as threads: each gives its value and gets both."""
 
     def __init__(self) -> None:
-        self.barrier, self.slots = Barrier(2, timeout=20), [None, None]
+        self.barrier, self.slots = Barrier(2, timeout=300), [None, None]
 
     def told(self, rank: int, **more) -> Step:
         def both(value):

@@ -163,7 +163,6 @@ def test_rows_are_drawn_by_the_square_of_their_loss(build):
 
 def test_resampled_latents_begin_anew_in_the_optimizer_and_in_the_count(store):
     found, _, batches = killed(store, **RELU, training={**KILLING, "resample": [0.25]})
-    moments = found.optimizer.adamw.state
     for batch in batches.batches(epochs=2):
         found.step(batch["x"], batch["x"])
         if found.at.step == 20:
@@ -171,11 +170,11 @@ def test_resampled_latents_begin_anew_in_the_optimizer_and_in_the_count(store):
     assert found.at.resampled == 20
     assert not found.since_M[4:].any()
     for name, axis in (("W_enc", 1), ("W_dec", 0), ("b_enc", 0)):
-        parameter = found.sae.get_parameter(name)
+        moments = found.optimizer.state(found.sae.get_parameter(name))
         for moment in ("exp_avg", "exp_avg_sq"):
-            assert not moments[parameter][moment].index_select(axis, torch.arange(4, 24)).any()
-            assert moments[parameter][moment].index_select(axis, torch.arange(4)).any()
-    assert moments[found.sae.b_dec]["exp_avg"].all()
+            assert not moments[moment].index_select(axis, torch.arange(4, 24)).any()
+            assert moments[moment].index_select(axis, torch.arange(4)).any()
+    assert found.optimizer.state(found.sae.b_dec)["exp_avg"].all()
 
 
 def test_rows_to_resample_from_are_read_once_for_all_runs(store, monkeypatch):
@@ -185,7 +184,7 @@ def test_rows_to_resample_from_are_read_once_for_all_runs(store, monkeypatch):
     trained(found, batches)
     sae, settings = checkpoint.build({**RELU, "hook": "x", "b_dec": "geometric-median"}, 8)
     train.begun(sae, settings, source, batches)
-    assert [rows for _, _, rows, _ in calls] == [train.SCALED_BY, train.SAMPLE], "few of them for the encoder's scale"
+    assert [rows for _, _, rows, _ in calls] == [train.SAMPLE, train.SCALED_BY], "few of them for the encoder's scale"
 
 
 def test_no_more_latents_are_resampled_than_there_are_rows_with_a_loss(build):

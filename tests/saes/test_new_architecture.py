@@ -10,16 +10,18 @@ import pytest
 
 RUN = """
 import json, sys
-import torch
 from pipeline.code import code
-from pipeline.saes import checkpoint
-from pipeline.saes.base import Step
 from pipeline.study.kinds import kinds
 
 digests = code("pipeline.steps.train_sae", "pipeline.saes.topk") | code("pipeline.steps.evaluate", "pipeline.saes.relu")
 found = {"known": sorted(kinds("saes")), "digests": digests}
-if len(sys.argv) > 1:
-    sae, _ = checkpoint.build({"architecture": "roots", "latents": 200, "weight": float(sys.argv[1])}, 8)
+for weight in sys.argv[1:]:
+    import torch
+    from pipeline.saes import checkpoint
+    from pipeline.saes.base import Step
+
+    torch.manual_seed(0)
+    sae, _ = checkpoint.build({"architecture": "roots", "latents": 200, "weight": float(weight)}, 8)
     x = torch.randn(64, 8, generator=torch.Generator().manual_seed(0))
     sae.initialise(x.mean(0))
     adam = torch.optim.Adam(sae.parameters(), lr=0.01)
@@ -28,8 +30,7 @@ if len(sys.argv) > 1:
         losses.total.backward()
         adam.step()
         adam.zero_grad()
-    found["l0"] = losses.fired_M.sum().item() / 64
-    found["error"] = losses.parts["error"].item()
+    found[weight] = {"l0": losses.fired_M.sum().item() / 64, "error": losses.parts["error"].item()}
 print(json.dumps(found))
 """
 
@@ -41,7 +42,7 @@ def copied(project, tmp_path):
 
     def run(*arguments: str) -> dict:
         done = subprocess.run(
-            [sys.executable, "-c", RUN, *arguments], cwd=tmp_path, capture_output=True, text=True, check=False, timeout=120
+            [sys.executable, "-c", RUN, *arguments], cwd=tmp_path, capture_output=True, text=True, check=False, timeout=600
         )
         assert done.returncode == 0, done.stderr
         return json.loads(done.stdout)
@@ -56,8 +57,9 @@ def test_the_readmes_two_files_are_a_new_architecture_and_change_no_other(copied
     assert [path for path, _ in blocks] == ["pipeline/study/saes/roots.py", "pipeline/saes/roots.py"]
     for path, text in blocks:
         (copied.folder / path).write_text(text)
-    free, sparse = copied("0.0"), copied("0.1")
-    assert free["known"] == sorted([*before["known"], "roots"])
-    assert free["digests"] == before["digests"]
+    after = copied("0.0", "0.1")
+    assert after["known"] == sorted([*before["known"], "roots"])
+    assert after["digests"] == before["digests"]
+    free, sparse = after["0.0"], after["0.1"]
     assert sparse["l0"] < 0.5 * free["l0"]
     assert free["error"] < sparse["error"] < 0.5

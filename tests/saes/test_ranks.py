@@ -1,7 +1,6 @@
 """Processes that share each batch end in the weights of one."""
 
 import json
-import multiprocessing
 import os
 import signal
 import subprocess
@@ -19,8 +18,10 @@ from pipeline.artifacts.manifest import MANIFEST
 from pipeline.saes import checkpoint, units
 from pipeline.saes.held_out import HeldOut
 from pipeline.saes.run import Data, Run
+from pipeline.steps import train_sae
 from pipeline.study.kinds import kinds
 from pipeline.training.processes import Group
+from tests.fresh import fresh
 from tests.saes.runs import TRAINING, rows
 
 STEPS = 30
@@ -66,13 +67,11 @@ def shared(architecture: str, training: dict, rank: int, size: int, folder: Path
 
 @pytest.mark.parametrize(("architecture", "training"), [*((name, RESAMPLED) for name in kinds("saes")), ("topk", MEASURED)])
 def test_two_processes_give_the_weights_of_one(architecture, training, tmp_path):
-    fresh = multiprocessing.get_context("forkserver")
-    fresh.set_forkserver_preload(["pipeline.steps.train_sae"])
     started = [fresh.Process(target=shared, args=(architecture, training, rank, size, tmp_path)) for size in (1, 2) for rank in range(size)]
     for one in started:
         one.start()
     for one in started:
-        one.join(100)
+        one.join(600)
     assert [one.exitcode for one in started] == [0, 0, 0]
     alone, first, second = (load_file(tmp_path / f"{name}.safetensors") for name in ("1-0", "2-0", "2-1"))
     assert alone["W_dec"].dtype == torch.float64
@@ -95,18 +94,16 @@ def command(settings: dict, store, validation, out: Path) -> list[str]:
 
 @pytest.mark.slow
 def test_processes_that_torchrun_starts_give_the_weights_of_one_and_go_on_after_a_kill(store, validation, tmp_path):
-    found = {}
     environment = {**os.environ, "SAEFLOW_SNAPSHOT_SECONDS": "0"}
-    for count in (1, 2):
-        settings = spec("topk", training={"processes": count, "epochs": 20})
-        done = subprocess.run(
-            command(settings, store, validation, tmp_path / str(count)), capture_output=True, text=True, check=False, timeout=200
-        )
-        assert done.returncode == 0, done.stderr[-3000:]
-        found[count] = load_file(tmp_path / str(count) / "sae_weights.safetensors")
-    for name, value in found[1].items():
-        np.testing.assert_allclose(found[2][name], value, atol=1e-5)
-    with subprocess.Popen(command(settings, store, validation, tmp_path / "killed"), env=environment, stderr=subprocess.PIPE) as killed:
+    settings = [spec("topk", training={"processes": count, "epochs": 20}) for count in (1, 2)]
+    inputs = store.artifact.folder / MANIFEST, [validation.artifact.folder / MANIFEST]
+    train_sae.main(settings[0], *inputs, tmp_path / "1")
+    done = subprocess.run(command(settings[1], store, validation, tmp_path / "2"), capture_output=True, text=True, check=False, timeout=600)
+    assert done.returncode == 0, done.stderr[-3000:]
+    found = {count: load_file(tmp_path / count / "sae_weights.safetensors") for count in ("1", "2")}
+    for name, value in found["1"].items():
+        np.testing.assert_allclose(found["2"][name], value, atol=1e-5)
+    with subprocess.Popen(command(settings[1], store, validation, tmp_path / "killed"), env=environment, stderr=subprocess.PIPE) as killed:
         snapshot = tmp_path / "killed/.resume/run.safetensors"
         while not snapshot.is_file() and killed.poll() is None:
             time.sleep(0.01)
@@ -114,7 +111,12 @@ def test_processes_that_torchrun_starts_give_the_weights_of_one_and_go_on_after_
     assert killed.returncode == -signal.SIGKILL
     time.sleep(0.5)  # its processes end with it
     done = subprocess.run(
-        command(settings, store, validation, tmp_path / "killed"), capture_output=True, text=True, check=False, env=environment, timeout=200
+        command(settings[1], store, validation, tmp_path / "killed"),
+        capture_output=True,
+        text=True,
+        check=False,
+        env=environment,
+        timeout=600,
     )
     assert done.returncode == 0, done.stderr[-3000:]
     assert "discarded" not in done.stderr

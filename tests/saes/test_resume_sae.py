@@ -1,6 +1,5 @@
 """A run that is killed goes on where it stood, and ends in the bytes of one that never was: for every architecture there is."""
 
-import multiprocessing
 import os
 import random
 import signal
@@ -12,6 +11,7 @@ import pytest
 from pipeline.saes.run import Run
 from pipeline.steps import train_sae
 from pipeline.study.kinds import kinds
+from tests.fresh import fresh
 
 STEPS = 24
 TRAINING = {
@@ -69,13 +69,11 @@ def stores(make_store) -> list[Path]:
 @pytest.fixture
 def process():
     """`process(*arguments)` of `training`: its exit code, in a process of its own."""
-    fresh = multiprocessing.get_context("forkserver")
-    fresh.set_forkserver_preload(["pipeline.steps.train_sae"])
 
     def run(*arguments) -> int | None:
         one = fresh.Process(target=training, args=arguments)
         one.start()
-        one.join(120)
+        one.join(600)
         return one.exitcode
 
     return run

@@ -98,7 +98,7 @@ def test_a_batch_keeps_what_is_no_number(latents, numbers):
 
 def shared(parts: list[torch.Tensor], count: int) -> list:
     """What processes find that share a batch, each a thread here."""
-    meeting, given = threading.Barrier(len(parts), timeout=10), [torch.empty(0)] * len(parts)
+    meeting, given = threading.Barrier(len(parts), timeout=300), [torch.empty(0)] * len(parts)
 
     def process(rank: int):
         def gathered(value: torch.Tensor) -> torch.Tensor:

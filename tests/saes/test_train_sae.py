@@ -173,7 +173,7 @@ def test_gradients_are_clipped(store):
         found, _, batches = made(store, **TOPK, training={**TRAINING, "clip": clip})
         batch = next(iter(batches.batches()))
         found.step(batch["x"], batch["x"])
-        size = sum((found.optimizer.adamw.state[p]["exp_avg"] / 0.1).square().sum().item() for p in found.sae.parameters()) ** 0.5
+        size = sum((found.optimizer.state(p)["exp_avg"] / 0.1).square().sum().item() for p in found.sae.parameters()) ** 0.5
         assert size == pytest.approx(norm, rel=1e-3) if norm else size > 0.01
 
 
@@ -182,7 +182,7 @@ def test_decoder_rows_keep_norm_one_and_the_parallel_gradient_does_not_reach_ada
     batch = next(iter(batches.batches()))
     before = found.sae.W_dec.detach().clone()
     found.step(batch["x"], batch["x"])
-    moment = found.optimizer.adamw.state[found.sae.W_dec]["exp_avg"]
+    moment = found.optimizer.state(found.sae.W_dec)["exp_avg"]
     assert moment.abs().max() > 1e-4
     assert torch.linalg.vecdot(moment, before).abs().max() < 1e-6
     torch.testing.assert_close(found.sae.W_dec.norm(dim=1), torch.ones(24))
@@ -195,6 +195,21 @@ def test_a_free_decoder_is_left_alone(store):
 
 @pytest.mark.parametrize("latents", [24, 240], ids=["dense", "sparse"])
 @pytest.mark.parametrize("architecture", kinds("saes"))
+def test_the_optimizer_copies_no_weights_gradients_or_moments(store, architecture, latents):
+    """Fused kernels on the processor copy what does not lie in memory by row, forth and back."""
+    more = {"k": 3} if "k" in kinds("saes")[architecture].model_fields else {}
+    found, source, batches = made(store, architecture=architecture, latents=latents, **more)
+    seen = []
+    found.optimizer.adamw.register_step_pre_hook(
+        lambda adamw, *_: seen.append([t for p in adamw.param_groups[0]["params"] for t in (p, p.grad, *adamw.state[p].values())])
+    )
+    train({"sae": found}, source, batches)
+    assert all(tensor.is_contiguous() for some in seen for tensor in some if tensor is not None)
+    assert seen[1][1].shape == (latents, 8), "the encoder's gradient"
+
+
+@pytest.mark.parametrize("latents", [24, 240], ids=["dense", "sparse"])
+@pytest.mark.parametrize("architecture", kinds("saes"))
 def test_weights_moments_and_sums_stay_in_float32_under_bfloat16(store, architecture, latents):
     spec = {"architecture": architecture, "latents": latents, "normalise": {"centre": True, "scale": "norm"}}
     spec |= {"k": 3} if "k" in kinds("saes")[architecture].model_fields else {}
@@ -203,7 +218,7 @@ def test_weights_moments_and_sums_stay_in_float32_under_bfloat16(store, architec
     found.sae.losses = lambda *given: seen.append(losses(*given)) or seen[-1]
     train({"sae": found}, source, batches)
     assert {p.dtype for p in found.sae.parameters()} == {torch.float32}
-    state = [value.dtype for p in found.sae.parameters() for value in found.optimizer.adamw.state[p].values()]
+    state = [value.dtype for p in found.sae.parameters() for value in found.optimizer.state(p).values()]
     assert set(state) == {torch.float32}
     assert {value.dtype for one in seen for value in (one.total, one.squared_error, *one.parts.values())} == {torch.float32}
     exact = run(store, **spec, training={**TRAINING, "lr": 0.002})

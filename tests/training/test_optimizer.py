@@ -132,10 +132,10 @@ def test_forgotten_entries_begin_anew_and_others_do_not():
     push(model, 0)
     scheduled.step()
     weight = model[0].weight
-    before = {name: value.clone() for name, value in scheduled.adamw.state[weight].items()}
+    before = {name: value.clone() for name, value in scheduled.state(weight).items()}
     scheduled.forget(weight, 1, torch.tensor([0, 2]))
     for name in ("exp_avg", "exp_avg_sq"):
-        found = scheduled.adamw.state[weight][name]
+        found = scheduled.state(weight)[name]
         assert not found[:, [0, 2]].any()
         assert torch.equal(found[:, 1], before[name][:, 1])
         assert found[:, 1].all()

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from filelock import FileLock
 
 ROOT = Path(__file__).parents[2]
 PARTS = ("Snakefile", "rules", "pipeline", "profiles", "docs")
@@ -61,8 +62,12 @@ with SnakemakeApi(OutputSettings(quiet={Quietness.ALL})) as api:
 class Project:
     """A copy of the project in a folder of its own."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, like: Path | None = None) -> None:
+        """A fresh one, or one that is `like` another, results and all."""
         self.folder = folder
+        if like:
+            shutil.copytree(like, folder, symlinks=True)
+            return
         folder.mkdir(parents=True, exist_ok=True)
         for part in PARTS:
             source = ROOT / part
@@ -78,7 +83,7 @@ class Project:
     def python(self, *arguments: str) -> subprocess.CompletedProcess:
         """`python ...` in the project's folder, without the developer's environment."""
         command = [sys.executable, *arguments]
-        return subprocess.run(command, cwd=self.folder, capture_output=True, text=True, check=False, timeout=300)
+        return subprocess.run(command, cwd=self.folder, capture_output=True, text=True, check=False, timeout=900)
 
     def snakemake(self, *options: str) -> subprocess.CompletedProcess:
         return self.python("-m", "snakemake", "--cores", "2", *options)
@@ -94,9 +99,16 @@ class Project:
         return {line.strip() for line in done.stdout.splitlines()} - {"all"}
 
 
-@pytest.fixture(scope="module")
-def project(tmp_path_factory) -> Project:
-    """The small study, finished."""
-    made = Project(tmp_path_factory.mktemp("project"))
-    made.run()
-    return made
+@pytest.fixture(scope="session")
+def project(tmp_path_factory, worker_id: str) -> Project:
+    """The small study, finished; run once, by the first of pytest's processes that needs it. The others have a copy, times kept."""
+    own = tmp_path_factory.mktemp("project") / "own"
+    shared = (tmp_path_factory.getbasetemp() if worker_id == "master" else tmp_path_factory.getbasetemp().parent) / "finished"
+    with FileLock(f"{shared}.lock"):
+        if not shared.is_dir():
+            made = Project(own)
+            made.run()
+            shutil.copytree(own, own.with_name("beside"), symlinks=True)
+            own.with_name("beside").rename(shared)
+            return made
+    return Project(own, shared)

@@ -71,7 +71,7 @@ class Cluster:
 
     def ask(self, *command: str) -> list[str]:
         """Lines that one of SLURM's programs prints."""
-        return subprocess.run(command, env=self.env, check=True, capture_output=True, text=True, timeout=60).stdout.splitlines()
+        return subprocess.run(command, env=self.env, check=True, capture_output=True, text=True, timeout=300).stdout.splitlines()
 
 
 def missing() -> list[str]:
@@ -142,12 +142,12 @@ def _launch(cluster: Cluster, daemon: str, *options: str) -> None:
     """Starts a daemon, which puts itself in the background."""
     command = [shutil.which(daemon, path=PATH) or daemon, *options]
     with (cluster.folder / "start.log").open("ab") as log:  # not a pipe: the daemon would hold its other end
-        done = subprocess.run(command, env=cluster.env, stdin=subprocess.DEVNULL, stdout=log, stderr=log, timeout=60)
+        done = subprocess.run(command, env=cluster.env, stdin=subprocess.DEVNULL, stdout=log, stderr=log, timeout=300)
     if done.returncode:
         raise RuntimeError(f"{daemon} did not start\n{_logs(cluster)}")
 
 
-def _wait(cluster: Cluster, happens: Callable[[], bool], what: str, seconds: float = 30) -> None:
+def _wait(cluster: Cluster, happens: Callable[[], bool], what: str, seconds: float = 180) -> None:
     end = time.monotonic() + seconds
     while not happens():
         if time.monotonic() > end:

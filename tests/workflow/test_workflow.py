@@ -2,6 +2,7 @@
 
 import json
 import os
+import runpy
 import shlex
 import subprocess
 import sys
@@ -109,11 +110,17 @@ def test_the_printed_command_runs_by_hand(project: Project, tmp_path: Path):
 @pytest.mark.parametrize(
     "step", sorted(path.stem for path in Path("pipeline/steps").glob("*.py") if path.stem not in ("__init__", "command"))
 )
-def test_each_step_has_help(step: str):
-    done = subprocess.run([sys.executable, "-m", f"pipeline.steps.{step}", "--help"], capture_output=True, text=True, check=False)
-    assert done.returncode == 0
-    assert "--spec JSON" in done.stdout
-    assert "--out FOLDER" in done.stdout
+def test_each_step_has_help(step: str, monkeypatch, capsys):
+    """As `python -m pipeline.steps.<step> --help` shows it, in this process."""
+    monkeypatch.setattr(sys, "argv", [step, "--help"])
+    monkeypatch.delitem(sys.modules, f"pipeline.steps.{step}", raising=False)  # to be run, not taken as it is
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_module(f"pipeline.steps.{step}", run_name="__main__", alter_sys=True)
+    assert not ended.value.code
+    shown = capsys.readouterr().out
+    assert shown.startswith(f"usage: python -m pipeline.steps.{step} ")
+    assert "--spec JSON" in shown
+    assert "--out FOLDER" in shown
 
 
 @pytest.mark.parametrize("step", ["make_dataset", "seal_store", "write_report"])
