@@ -13,11 +13,11 @@ from pipeline.artifacts.errors import UserError
 from pipeline.artifacts.manifest import MANIFEST, Artifact
 from pipeline.saes import checkpoint
 from pipeline.saes.run import Run
-from pipeline.saes.train import Source
+from pipeline.saes.train import Source, train
 from pipeline.steps import train_sae, train_saes
 from pipeline.study.kinds import kinds
 from pipeline.training import snapshot
-from tests.saes.runs import TRAINING, made, rows, run
+from tests.saes.runs import TRAINING, made, rows
 from tests.stores import harvested
 
 
@@ -257,11 +257,14 @@ def test_messages_name_the_variant_where_there_are_several(store, validation, tm
 
 
 def test_the_store_is_read_once_for_all_variants(store, monkeypatch):
-    """Each of its chunks, by the loader that they share."""
+    """Each of its chunks, by the loader that they share, once the few rows are known by which encoders are scaled."""
     from pipeline.activations.chunks import Chunks
 
+    spec = {"architecture": "topk", "k": 3}
+    found, source, batches = made(store, **spec)
+    other = begun(*checkpoint.build({"latents": 12, "training": TRAINING, "hook": "x", **spec}, 8), source, batches)
     read, mapped, counted = Chunks.read_into, Chunks.map_into, []
     monkeypatch.setattr(Chunks, "read_into", lambda self, chunk, *rest: (counted.append(chunk), read(self, chunk, *rest))[1])
     monkeypatch.setattr(Chunks, "map_into", lambda self, chunks, *rest: (counted.extend(chunks), mapped(self, chunks, *rest))[1])
-    run(store, architecture="topk", k=3)
+    train({"one": found, "two": other}, source, batches)
     assert sorted(counted) == list(range(6))
