@@ -13,7 +13,7 @@ from pipeline.artifacts.errors import UserError
 from pipeline.artifacts.manifest import MANIFEST, Artifact
 from pipeline.saes import checkpoint
 from pipeline.saes.run import Run
-from pipeline.saes.train import Source, train
+from pipeline.saes.train import Source, begun, train
 from pipeline.steps import train_sae, train_saes
 from pipeline.study.kinds import kinds
 from pipeline.training import snapshot
