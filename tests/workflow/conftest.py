@@ -83,7 +83,7 @@ class Project:
     def python(self, *arguments: str) -> subprocess.CompletedProcess:
         """`python ...` in the project's folder, without the developer's environment."""
         command = [sys.executable, *arguments]
-        return subprocess.run(command, cwd=self.folder, capture_output=True, text=True, check=False, timeout=900)
+        return subprocess.run(command, cwd=self.folder, capture_output=True, text=True, check=False, timeout=3600)
 
     def snakemake(self, *options: str) -> subprocess.CompletedProcess:
         return self.python("-m", "snakemake", "--cores", "2", *options)

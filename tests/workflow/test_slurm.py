@@ -71,7 +71,7 @@ def test_through_slurm_the_bytes_are_the_same(tmp_path: Path, cluster: slurm_clu
         where = ("--snakefile", code / "Snakefile", "--directory", folder, "--configfile", study)
         command = [sys.executable, "-m", "snakemake", *where, *options]
         done = subprocess.run(
-            command, cwd=tmp_path, env=cluster.env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=1800
+            command, cwd=tmp_path, env=cluster.env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=3600
         )
         assert done.returncode == 0, done.stdout[-8000:]
         return done.stdout
