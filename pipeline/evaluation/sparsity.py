@@ -33,7 +33,7 @@ class Sparsity:
         density_M = self.fired_M.cpu().double() / self.rows
         alive = density_M[density_M > 0].log10().clamp(DENSITY_BINS[0], DENSITY_BINS[-1])
         return {
-            "l0": density_M.sum().item(),
+            "l0": int(self.fired_M.sum()) / self.rows,
             "l0_above": self.above / self.rows,
             "active_above": active_above,
             "dead": (density_M == 0).double().mean().item(),

@@ -7,13 +7,18 @@ from pydantic import Field, model_validator
 from pipeline.study.base import Count, Distinct, Fraction, Name, Number, Positive, Seed, Share, Spec
 from pipeline.study.training import Optimizer, Schedule
 
+RAISED = 6e-3
+"""To which the learning rate of a short run is raised at most: about the largest that was measured to help. In few latents the rule would
+go far above, and b_dec could not settle where activations are small."""
+
 
 class SAETraining(Optimizer):
     """Batches from a seeded permutation of the rows of the train store."""
 
     lr: Positive | None = None  # type: ignore[assignment]
     """Learning rate at the top of its schedule. When not given, 2e-4 x (latents / 2^14)^-1/2 (Gao et al. 2024, figure 3), which is for
-    runs of very many steps; in those of fewer than 2^16 it is (2^16 / steps)^1/2 times that, 8 times at most (docs/sae-training.md)."""
+    runs of very many steps; in those of fewer than 2^16 it is raised to (2^16 / steps)^1/2 times that, 8 times and 0.006 at most
+    (docs/sae-training.md)."""
     schedule: Schedule = Schedule(shape="linear", warmup=100, hold=0.8)
     epochs: Count = 10
     """Passes over the store, each in equal batches of at most `batch` rows."""
@@ -60,8 +65,9 @@ class SAETraining(Optimizer):
 
     def for_run(self, latents: int, steps: int) -> Self:
         """The same with a learning rate, for a run of so many steps."""
-        short = min(8.0, max(1.0, (2**16 / steps) ** 0.5))
-        return self if self.lr is not None else self.model_copy(update={"lr": 2e-4 * (latents / 2**14) ** -0.5 * short})
+        published = 2e-4 * (latents / 2**14) ** -0.5
+        raised = min(published * min(8.0, max(1.0, (2**16 / steps) ** 0.5)), RAISED)
+        return self if self.lr is not None else self.model_copy(update={"lr": max(published, raised)})
 
     def window(self, rows: int) -> int:
         """Rows without a fire after which a latent is dead, in a run of so many."""
