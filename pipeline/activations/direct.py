@@ -1,11 +1,9 @@
 """Writes the shard of an array as Zarr's sharding codec would, byte for byte, where nothing is compressed and it lies on a disk.
 
 Zarr encodes a whole shard in memory, several times its size, writes it, and leaves it to be read again for its hash. Here the chunks go
-from where they are into the file, and are hashed beside that (benchmarks/compression.py).
+from where they are into the file, and are hashed on the way (benchmarks/compression.py).
 """
 
-import hashlib
-from concurrent.futures import Executor, Future
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,24 +16,26 @@ ABSENT = 2**64 - 1
 
 @dataclass(frozen=True)
 class Written:
-    """A shard that is written; of each of its chunks the crc32c of its rows."""
+    """A shard that is written."""
 
     size: int
-    sha256: Future
-    """Gives the hex digest when all is hashed, which may be later than it is written."""
-    crc32c: np.ndarray
+    crc32c: int
+    """Of the file."""
+    chunks: np.ndarray
+    """crc32c of the rows of each chunk, uint32."""
 
 
-def write_shard(path: Path, rows: np.ndarray, chunk_rows: int, shard_rows: int, beside: Executor) -> Written:
-    """Writes rows, which must be contiguous. `beside` hashes, one thing at a time. Raises OSError."""
+def write_shard(path: Path, rows: np.ndarray, chunk_rows: int, shard_rows: int) -> Written:
+    """Writes rows, which must be contiguous. Raises OSError."""
     whole = chunk_rows * rows.nbytes // len(rows)
     index = np.full((shard_rows // chunk_rows, 2), ABSENT, dtype="<u8")
-    found, digest = [], hashlib.sha256()
+    found, whole_file = [], 0
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("wb") as file:
 
         def put(content: memoryview | bytes) -> None:
-            beside.submit(digest.update, content)
+            nonlocal whole_file
+            whole_file = crc32c(content, whole_file)
             file.write(content)
 
         for number, start in enumerate(range(0, len(rows), chunk_rows)):
@@ -48,4 +48,4 @@ def write_shard(path: Path, rows: np.ndarray, chunk_rows: int, shard_rows: int, 
             index[number] = number * (whole + 4), whole + 4
         put(index.tobytes())
         put(crc32c(index).to_bytes(4, "little"))
-        return Written(file.tell(), beside.submit(digest.hexdigest), np.array(found, dtype=np.uint32))
+        return Written(file.tell(), whole_file, np.array(found, dtype=np.uint32))

@@ -126,7 +126,8 @@ def _checked(folder: Path, storage: Storage, layout: Layout, part: dict[str, Any
             ) from None
         if other := foreign(about, part["digest"], above):
             raise DamagedArtifact(f"{storage.where(name)} (rows {start}-{stop - 1}): {other}; repair: {repair(folder / MANIFEST)}")
-        if fault := fault_of(storage, layout, shard, arrays, about["files"]):
+        sha256: dict[str, str] = {}
+        if fault := fault_of(storage, layout, shard, arrays, about["files"], sha256):
             raise DamagedArtifact(f"{fault}; repair: {repair(folder / MANIFEST)}")
         for one in about["files"]:
             storage.flush(one)  # not done as they are written: what a power cut takes from a shard, its hashes tell
@@ -135,7 +136,8 @@ def _checked(folder: Path, storage: Storage, layout: Layout, part: dict[str, Any
             "sha256": storage.sha256(name),
             "about": f"sums of rows {about['rows'][0]}-{about['rows'][1] - 1}",
         }
-        return arrays, {**about["files"], name: own}
+        files = {one: {"size": entry["size"], "sha256": sha256[one], "about": entry["about"]} for one, entry in about["files"].items()}
+        return arrays, {**files, name: own}
 
     with progress("seal", layout.rows, "rows") as bar:
         for shard, (arrays, found) in enumerate(_ahead(check, layout.shards)):

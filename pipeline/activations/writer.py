@@ -1,12 +1,12 @@
 """Writes the shards of a store, each whole or not at all, and knows which are written (docs/activation-store.md, section 7)."""
 
-import hashlib
 from collections.abc import Iterable, Mapping
-from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
 import zarr
+from crc32c import crc32c
 from zarr.core.buffer import default_buffer_prototype
 from zarr.storage import MemoryStore
 
@@ -80,10 +80,10 @@ class ShardWriter:
         start, stop = self.layout.span(shard)
         faults: tuple[type[Exception], ...] = (*self.storage.faults, UserError)
         try:
-            with ThreadPoolExecutor(1) as hashing, ThreadPoolExecutor(1) as summing:
+            with ThreadPoolExecutor(1) as summing:
                 # Products are torch's, whose threads are those of this thread alone.
                 found = _done(self._sums(columns)) if self.outer else summing.submit(self._sums, columns)
-                self._write(shard, columns, found, hashing)
+                self._write(shard, columns, found)
         except Unfit:
             raise  # it would be found again
         except faults as error:
@@ -92,38 +92,38 @@ class ShardWriter:
                 f"{what}, at rows {start:,}-{stop - 1:,}; the shards before stand, and the harvest goes on there when it is started again"
             ) from None
 
-    def _write(self, shard: int, columns: dict[str, Block], summed: Future, hashing: Executor) -> None:
+    def _write(self, shard: int, columns: dict[str, Block], summed: Future) -> None:
         """`summed` gives sums and flags, by the time that hooks and index are written."""
         layout, (start, stop) = self.layout, self.layout.span(shard)
         for name in (sums_file(shard), *layout.files(shard)):
             self.storage.remove(name)
         files: dict[str, Any] = {}
-        known = {name: self._array(shard, name, rows, files, hashing) for name, rows in columns.items()}
+        known = {name: self._array(shard, name, rows, files) for name, rows in columns.items()}
         found, flags = summed.result()
-        known |= {name: self._array(shard, name, rows, files, hashing) for name, rows in flags.items()}
+        known |= {name: self._array(shard, name, rows, files) for name, rows in flags.items()}
         found |= {f"{name}.crc32c": crcs for name, crcs in known.items()}
-        files = {name: {**entry, "sha256": entry["sha256"].result()} for name, entry in files.items()}
         about = {"digest": self.digest, "rows": [start, stop], "above": self.above}
         outer = {name: found.pop(name) for name in list(found) if name.endswith(".outer")}
         if outer:
             products = packed(outer, about)
             self.storage.write(outer_file(shard), products)
-            files[outer_file(shard)] = {"size": len(products), "sha256": _sha256(products), "about": f"rows {start}-{stop - 1} of sums"}
+            files[outer_file(shard)] = {"size": len(products), "crc32c": crc32c(products), "about": f"rows {start}-{stop - 1} of sums"}
         if lacking := _lacking(layout, shard, found, files):
             raise UserError(f"{self.storage.where(lacking)}: was not written")
         self.storage.write(sums_file(shard), packed(found, {**about, "files": files}))
 
-    def _array(self, shard: int, name: str, rows: Block, files: dict[str, Any], hashing: Executor) -> np.ndarray:
-        """Writes the shard of an array, adds its files to `files`, their hashes as futures, and gives the checksums of its chunks."""
+    def _array(self, shard: int, name: str, rows: Block, files: dict[str, Any]) -> np.ndarray:
+        """Writes the shard of an array, adds its files to `files`, and gives the checksums of its chunks."""
         layout, (start, stop) = self.layout, self.layout.span(shard)
         chunk, what = layout.chunk_rows.get(name, layout.chunk_rows["token"]), f"rows {start}-{stop - 1} of {name}"
         if isinstance(self.storage, Folder) and layout.compression == "none" and not isinstance(rows, Sparse):
             file = f"{STORE}/{name}/c/{shard}" + "/0" * (rows.ndim - 1)
-            known = write_shard(self.storage.folder / file, rows, chunk, layout.shard_rows, hashing)
-            files[file] = {"size": known.size, "sha256": known.sha256, "about": what}
-            return known.crc32c
+            known = write_shard(self.storage.folder / file, rows, chunk, layout.shard_rows)
+            files[file] = {"size": known.size, "crc32c": known.crc32c, "about": what}
+            return known.chunks
         for file, content in self._encoded(name, shard, rows).items():
-            files[file] = {"size": len(content), "sha256": self._put(file, content, hashing), "about": what}
+            self._put(file, content)
+            files[file] = {"size": len(content), "crc32c": crc32c(content), "about": what}
         return checksums(rows, chunk)
 
     def _encoded(self, name: str, shard: int, rows: Block) -> dict[str, np.ndarray]:
@@ -148,16 +148,14 @@ class ShardWriter:
             if len(values):
                 made[:] = values
 
-    def _put(self, name: str, content: np.ndarray, hashing: Executor) -> Future:
-        """Writes a file of a shard; its hash is that of `content`, whatever the disk makes of it."""
-        digest = hashing.submit(_sha256, content.data)
+    def _put(self, name: str, content: np.ndarray) -> None:
+        """Writes a file of a shard."""
         if isinstance(self.storage, Folder):
             path = self.storage.folder / name
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(content.data)  # sealing waits until it is on the disk
         else:
             self.storage.write(name, content.tobytes())
-        return digest
 
     def _sums(self, columns: dict[str, Block]) -> tuple[Arrays, dict[str, Block]]:
         """Sums of every hook, and which rows are flagged."""
@@ -190,10 +188,6 @@ def _done(value: Any) -> Future:
     done: Future = Future()
     done.set_result(value)
     return done
-
-
-def _sha256(content: Any) -> str:
-    return hashlib.sha256(content).hexdigest()
 
 
 def foreign(about: Mapping[str, Any], digest: str, above: Mapping[str, float | None]) -> str | None:
@@ -234,8 +228,10 @@ def _lacking(layout: Layout, shard: int, sums: Arrays, files: Mapping[str, Any])
     return next((name for name in layout.files(shard) if name not in files and name not in empty), None)
 
 
-def fault_of(storage: Storage, layout: Layout, shard: int, sums: Arrays, files: Mapping[str, dict[str, Any]]) -> str | None:
-    """What is wrong with a shard's files, if anything."""
+def fault_of(
+    storage: Storage, layout: Layout, shard: int, sums: Arrays, files: Mapping[str, dict[str, Any]], sha256: dict[str, str] | None = None
+) -> str | None:
+    """What is wrong with a shard's files, if anything. Puts the sha256 of each into `sha256`, if given: of the bytes that were checked."""
     if lacking := _lacking(layout, shard, sums, files):
         start, stop = layout.span(shard)
         return f"{storage.where(lacking)} (rows {start}-{stop - 1}): was never written"
@@ -245,7 +241,9 @@ def fault_of(storage: Storage, layout: Layout, shard: int, sums: Arrays, files: 
             size = storage.size(name)
             if size is None:
                 return f"{what}: is missing"
-            if size != entry["size"] or storage.sha256(name) != entry["sha256"]:
+            if size == entry["size"] and sha256 is not None:
+                found, sha256[name] = storage.hashes(name)
+            if size != entry["size"] or (storage.crc32c(name) if sha256 is None else found) != entry["crc32c"]:
                 return f"{what}: the bytes differ from those written"
         except storage.faults as error:
             return f"{what}: {unreadable(error)}"

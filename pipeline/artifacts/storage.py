@@ -13,10 +13,44 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from crc32c import crc32c
+
 from pipeline.artifacts.errors import UserError
 
-BLOCK = 8 * 2**20
-"""Bytes of an object that are held at a time while it is hashed."""
+BLOCK = 2**20
+"""Bytes of a file that are held at a time while it is hashed."""
+STREAM = 8 * 2**20
+"""The same of an object: the least that is asked for at once."""
+
+
+class _Hashing:
+    """Hashes of files that come in blocks."""
+
+    def blocks(self, name: str) -> Iterator[Any]:
+        """The bytes of a file, a buffer at a time, each good until the next. Raises FileNotFoundError."""
+        raise NotImplementedError
+
+    def sha256(self, name: str) -> str:
+        """Hex digest of a file's bytes."""
+        digest = hashlib.sha256()
+        for block in self.blocks(name):
+            digest.update(block)
+        return digest.hexdigest()
+
+    def crc32c(self, name: str) -> int:
+        """Checksum of a file's bytes, twenty times as fast."""
+        found = 0
+        for block in self.blocks(name):
+            found = crc32c(block, found)
+        return found
+
+    def hashes(self, name: str) -> tuple[int, str]:
+        """Both, in one read."""
+        found, digest = 0, hashlib.sha256()
+        for block in self.blocks(name):
+            found = crc32c(block, found)
+            digest.update(block)
+        return found, digest.hexdigest()
 
 
 class OpenFile:
@@ -58,7 +92,7 @@ class OpenObject:
         return begin
 
 
-class Folder:
+class Folder(_Hashing):
     """Files under a folder."""
 
     faults: tuple[type[Exception], ...] = (OSError,)
@@ -76,10 +110,11 @@ class Folder:
         path = self.folder / name
         return path.stat().st_size if path.is_file() else None
 
-    def sha256(self, name: str) -> str:
-        """Hex digest of a file's bytes."""
-        with (self.folder / name).open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
+    def blocks(self, name: str) -> Iterator[memoryview]:
+        buffer = memoryview(bytearray(BLOCK))
+        with (self.folder / name).open("rb", buffering=0) as file:
+            while count := file.readinto(buffer):
+                yield buffer[:count]
 
     def read(self, name: str) -> bytes:
         """A small file. Raises FileNotFoundError."""
@@ -127,7 +162,7 @@ class Folder:
         return LocalStore(self.folder / name)
 
 
-class Bucket:
+class Bucket(_Hashing):
     """Objects under an address such as s3://bucket/prefix. Where the store itself cannot be used, UserError is raised."""
 
     def __init__(self, address: str) -> None:
@@ -155,13 +190,9 @@ class Bucket:
         except FileNotFoundError:
             return None
 
-    def sha256(self, name: str) -> str:
-        """Hex digest of an object's bytes. Raises FileNotFoundError."""
-        digest = hashlib.sha256()
+    def blocks(self, name: str) -> Iterator[Any]:
         with self._told(name):
-            for block in self._obstore.get(self._store, name).stream(min_chunk_size=BLOCK):
-                digest.update(block)
-        return digest.hexdigest()
+            yield from self._obstore.get(self._store, name).stream(min_chunk_size=STREAM)
 
     def read(self, name: str) -> bytes:
         """A small object. Raises FileNotFoundError."""

@@ -238,14 +238,14 @@ def bad_place(monkeypatch) -> set[str]:
         if name in names:
             raise OSError(errno.EIO, EIO)
 
-    sha256, read, opened, remove, at = Folder.sha256, Folder.read, Folder.opened, Folder.remove, OpenFile.read_at
+    blocks, read, opened, remove, at = Folder.blocks, Folder.read, Folder.opened, Folder.remove, OpenFile.read_at
 
     def remembered(self: Folder, name: str) -> OpenFile:
         file = opened(self, name)
         file.name = name  # type: ignore[attr-defined]
         return file
 
-    monkeypatch.setattr(Folder, "sha256", lambda self, name: check(name) or sha256(self, name))
+    monkeypatch.setattr(Folder, "blocks", lambda self, name: check(name) or blocks(self, name))
     monkeypatch.setattr(Folder, "read", lambda self, name: check(name) or read(self, name))
     monkeypatch.setattr(Folder, "opened", remembered)
     monkeypatch.setattr(Folder, "remove", lambda self, name: names.discard(name) or remove(self, name))

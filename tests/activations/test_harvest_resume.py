@@ -205,7 +205,7 @@ def test_shards_that_another_processor_flagged_by_its_own_threshold_are_made_aga
 def test_a_shard_that_the_disk_does_not_give_any_more_is_made_again(tmp_path, dataset, capsys, monkeypatch, name):
     folder = tmp_path / "store"
     expected = digests(harvested(folder, gpt(), dataset, 8, **SPEC).artifact.folder)
-    real = {way: getattr(Folder, way) for way in ("sha256", "read", "remove")}
+    real = {way: getattr(Folder, way) for way in ("blocks", "read", "remove")}
     bad = {name}
 
     def failing(way):
