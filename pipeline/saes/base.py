@@ -18,6 +18,10 @@ from pipeline.saes.product import product
 from pipeline.saes.units import Units
 from pipeline.study.sae import SAE as Spec
 
+TRANSCODER_NORM = 0.1
+"""Of a transcoder's encoder at the beginning: its directions have nothing to do with the decoder's yet, and latents are small until they
+predict something (docs/sae-training.md)."""
+
 
 @dataclass
 class Losses:
@@ -133,12 +137,14 @@ class SAE(nn.Module):
                 columns = torch.randn(self.W_enc.T.shape, generator=generator)
                 self.W_enc.copy_((columns / columns.norm(dim=1, keepdim=True)).T)
             self.b_dec.copy_(centre_E)
-            every = torch.arange(len(self.W_dec))
+            every, norm = torch.arange(len(self.W_dec)), 1.0
             self.restart(every)
-            if spec.outputs is None and x_BD is not None:
+            if spec.outputs is not None:
+                norm = TRANSCODER_NORM
+            elif x_BD is not None:
                 norm = self._FIRST * self.scale(x_BD)
-                self.W_enc.mul_(norm)
-                self.restart(every, norm)
+            self.W_enc.mul_(norm)
+            self.restart(every, norm)
 
     @torch.no_grad()
     def scale(self, x_BD: Tensor) -> float:

@@ -116,8 +116,8 @@ class SAE(Spec):
     latents: Count | None = None
     """Number of latents; 8 x the hook's width when not given, as in Bricken et al. 2023."""
     init: Literal["tied", "linear"] = "tied"
-    """`tied`: random unit decoder rows, the encoder their transpose (of a transcoder, random unit columns), b_dec as `b_dec` says;
-    `linear`: torch.nn.Linear's."""
+    """`tied`: random unit decoder rows, the encoder their transpose, scaled by the activations (of a transcoder, random columns of norm
+    0.1), b_dec as `b_dec` says; `linear`: torch.nn.Linear's."""
     b_dec: Literal["mean", "geometric-median", "zero"] = "mean"
     """Where b_dec begins, with `init: tied`: a centre of the activations."""
     subtract_b_dec: bool = True

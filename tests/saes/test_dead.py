@@ -204,7 +204,7 @@ def test_a_transcoder_is_given_directions_of_each_side(build):
     for latent in changed.tolist():
         row = int((sae.W_dec[latent] @ (y / y.norm(dim=1, keepdim=True)).T).argmax())
         into = x[row] - x.mean(0)
-        torch.testing.assert_close(sae.W_enc[:, latent], 0.2 * into / into.norm())
+        torch.testing.assert_close(sae.W_enc[:, latent], 0.2 * sae.W_enc[:, 0].norm() * into / into.norm())
 
 
 @pytest.mark.parametrize("way", [{}, {"outputs": ["y"], "hook": "x", "output": "y"}], ids=["subtract_b_dec: false", "transcoder"])
@@ -221,7 +221,7 @@ def test_new_latents_fire_for_their_row_and_not_for_what_all_rows_share(architec
     resampling.resample(sae, dead_M, x, x, 0)
     assert all(torch.equal(sae.get_parameter(name)[:10], value) for name, value in before.items()), "others are left alone"
     pre_BM = sae.pre(sae.centred(x))[:, dead_M]
-    bias = -0.2 * sae.spec.theta if architecture == "shifted-relu" else 0.0
+    bias = -0.2 * sae.W_enc[:, 0].norm() * sae.spec.theta if architecture == "shifted-relu" else 0.0
     torch.testing.assert_close(pre_BM, (x - x.mean(0)) @ sae.W_enc[:, dead_M] + bias, rtol=1e-3, atol=1e-4)
     assert ((pre_BM > 0).float().mean(0) - 0.5).abs().max() < 0.1
     if architecture == "gated":

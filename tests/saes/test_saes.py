@@ -123,10 +123,10 @@ def test_latents_that_start_again_have_what_they_began_with_and_the_others_what_
             assert torch.equal(value[which], torch.full((2,), BEGIN.get(spec["architecture"], {}).get(name, 0.0)))
 
 
-def test_a_transcoder_begins_with_columns_of_norm_one_and_without_a_skip_map():
+def test_a_transcoder_begins_with_short_columns_and_without_a_skip_map():
     sae, _ = checkpoint.build({**RELU, "latents": 40, "hook": "a", "output": "b", "outputs": ["b"], "skip": True}, 6, 4)
     sae.initialise(torch.arange(4.0))
-    torch.testing.assert_close(sae.W_enc.norm(dim=0), torch.ones(40))
+    torch.testing.assert_close(sae.W_enc.norm(dim=0), torch.full((40,), 0.1))
     torch.testing.assert_close(sae.W_dec.norm(dim=1), torch.ones(40))
     assert sae.W_skip.shape == (4, 6)
     assert not sae.W_skip.any()
