@@ -11,7 +11,7 @@ from crc32c import crc32c
 from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
-BLOCK_BYTES, OUTER_ROWS = 2**22, 4096
+BLOCK_BYTES, OUTER_ROWS = 2**20, 4096
 """What is taken to float64 at a time: little enough for the processor's cache, and rows enough where products are summed."""
 Arrays = dict[str, np.ndarray]
 
@@ -76,13 +76,15 @@ def summed(rows: Block, dtype: str, above: float | None, outer: bool) -> tuple[n
     width = rows.width if isinstance(rows, Sparse) else rows.shape[1]
     norms, total, product = np.empty(len(rows)), np.zeros(width), np.zeros((width, width)) if outer else None
     step = OUTER_ROWS if outer else _step(rows)
+    held = np.empty((0 if isinstance(rows, Sparse) else min(step, len(rows)), width))
     for start in range(0, len(rows), step):
         some = rows[start : start + step]
         if isinstance(some, Sparse):
             values, lengths = widened(some.values, dtype).astype(np.float64), np.diff(some.pointers)
             squares = np.bincount(np.repeat(np.arange(len(some)), lengths), np.square(values), len(some))
         else:
-            exact = widened(some, dtype).astype(np.float64)
+            exact = held[: len(some)]
+            np.copyto(exact, widened(some, dtype))
             squares = np.einsum("ij,ij->i", exact, exact)
         norms[start : start + step] = squares
         kept = None if above is None or not (flagged := squares > above**2).any() else ~flagged
