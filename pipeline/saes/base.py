@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 from pipeline.artifacts.seeds import derive
 from pipeline.saes.decoder import renormalise
@@ -105,12 +106,18 @@ class SAE(nn.Module):
         return found if self.W_skip is None else found + x_BD @ self.W_skip.T
 
     def centred(self, x_BD: Tensor) -> Tensor:
-        """The encoder's input."""
-        return x_BD - self.b_dec if self.spec.subtract_b_dec else x_BD
+        """The encoder's input. What b_dec does in it reaches b_dec by `bias`."""
+        return x_BD - self.b_dec.detach() if self.spec.subtract_b_dec else x_BD
+
+    def bias(self, name: str = "b_enc") -> Tensor:
+        """A bias of the encoder (M,); its gradient reaches b_dec too, as that is subtracted from the input: `(x - b_dec) @ W_enc + bias`
+        depends on b_dec as on `-b_dec @ W_enc` in the bias. Taken through the input it would cost a product of its own."""
+        bias_M = self.get_parameter(name)
+        return _Bias.apply(bias_M, self.b_dec, self.W_enc) if self.spec.subtract_b_dec else bias_M
 
     def pre(self, centred_BD: Tensor) -> Tensor:
         """Pre-activations (B, M): the dense product, in the precision of the weights whatever it was computed in."""
-        return product(centred_BD, self.W_enc, self.b_enc)
+        return product(centred_BD, self.W_enc, self.bias())
 
     def reconstruct(self, f: Latents, x_BD: Tensor) -> Tensor:
         """What `f` stands for (B, E), while training."""
@@ -192,6 +199,19 @@ class SAE(nn.Module):
     def unit_decoder(self) -> bool:
         """Whether rows of the decoder are kept at norm 1."""
         return self.spec.decoder == "unit"
+
+
+class _Bias(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, bias_M: Tensor, b_dec: Tensor, W_enc: Tensor) -> Tensor:
+        ctx.save_for_backward(W_enc)
+        return bias_M.view_as(bias_M)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_M: Tensor) -> tuple[Tensor | None, ...]:
+        (W_enc,) = ctx.saved_tensors
+        return grad_M, -(W_enc @ grad_M), None
 
 
 def error_share(squared_error: Tensor, rows: int, variance: float) -> Tensor:

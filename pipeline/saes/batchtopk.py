@@ -68,7 +68,7 @@ class Module(SAE):
             self._follow(smallest)
             if k != self.spec.k:
                 self.batches.zero_()
-        return centred_BD, latents.at(active, centred_BD, self.W_enc, self.b_enc, pre_BM), pre_BM
+        return centred_BD, latents.at(active, centred_BD, self.W_enc, self.bias(), pre_BM), pre_BM
 
     @torch.no_grad()
     def _follow(self, smallest: Tensor) -> None:

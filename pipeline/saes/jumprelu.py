@@ -69,7 +69,7 @@ class Module(SAE):
         centred_BD = self.centred(x_BD)
         pre_BM = self.pre(centred_BD)
         near_BM = pre_BM.detach() > self.threshold.detach() - self.spec.bandwidth / 2
-        z = latents.where(near_BM, centred_BD, self.W_enc, self.b_enc, pre_BM)
+        z = latents.where(near_BM, centred_BD, self.W_enc, self.bias(), pre_BM)
         values, active = jump(z.values, z.spread(self.threshold), self.spec.bandwidth, None if z.active else near_BM)
         f = replace(z, values=values)
         squared = (self.reconstruct(f, x_BD) - y_BE).square().sum()

@@ -114,7 +114,8 @@ class Active:
 
 def _bags(starts: Tensor, index_N: Tensor, weights_N: Tensor | None, table: Tensor) -> Tensor:
     """Weighted sums of rows of a table, one for each stretch of the pairs; 0 for an empty one."""
-    return embedding_bag(index_N, table, starts, mode="sum", per_sample_weights=weights_N, include_last_offset=True)
+    weights_N = None if weights_N is None else weights_N.detach()  # what needs a gradient is summed by a slower kernel
+    return embedding_bag(index_N, table.detach(), starts, mode="sum", per_sample_weights=weights_N, include_last_offset=True)
 
 
 class _Encode(torch.autograd.Function):

@@ -19,7 +19,8 @@ if torch.backends.mkl.is_available() and torch.backends.mkldnn.is_available() an
 
 
 def product(a_BD: Tensor, b_DM: Tensor, bias_M: Tensor | None = None) -> Tensor:
-    """`a @ b + bias` (B, M), with gradients of all three. In the precision of `a`; under autocast computed in that of autocast."""
+    """`a @ b + bias` (B, M), with gradients of all three. In the precision of `a`, or of the bias where that is another; under autocast
+    computed in that of autocast."""
     return _Product.apply(a_BD, b_DM, bias_M)
 
 
@@ -30,7 +31,9 @@ def masked(a_BD: Tensor, b_DM: Tensor, bias_M: Tensor, value_BM: Tensor, mask_BM
 
 def _times(a: Tensor, b: Tensor, bias: Tensor | None, autocast: torch.dtype | None) -> Tensor:
     if autocast is None and a.device.type == "cpu" and a.dtype == b.dtype and a.dtype in _ONEDNN and a.numel() and b.numel():
-        return torch.ops.mkldnn._linear_pointwise(a, b.T, bias, "none", [], "")
+        return torch.ops.mkldnn._linear_pointwise(a, b.T, bias, "none", [], "")  # which takes a bias in float32 beside bfloat16
+    if autocast is None and bias is not None and bias.dtype != a.dtype:
+        return a @ b + bias
     with torch.autocast(a.device.type, autocast, enabled=autocast is not None):
         return (a @ b if bias is None else torch.addmm(bias, a, b)).to(a.dtype)
 

@@ -45,9 +45,9 @@ class Module(SAE):
         """All pre-activations, where they are known exactly, and the latents that survive."""
         if self.spec.selection == "bfloat16":
             active, values_N = select.screened(centred_BD, self.W_enc, self.b_enc, k, self.spec.signed)
-            return None, latents.known(active, values_N, centred_BD, self.W_enc, self.b_enc)
+            return None, latents.known(active, values_N, centred_BD, self.W_enc, self.bias())
         pre_BM = self.pre(centred_BD)
-        f = latents.chosen(select.rows(pre_BM, k), centred_BD, self.W_enc, self.b_enc, pre_BM)
+        f = latents.chosen(select.rows(pre_BM, k), centred_BD, self.W_enc, self.bias(), pre_BM)
         return pre_BM, f if self.spec.signed else f.replaced(f.values.relu())
 
     def saelens(self) -> dict[str, Any]:
