@@ -23,6 +23,7 @@ from torch.autograd.function import once_differentiable
 
 from pipeline.saes import latents
 from pipeline.saes.base import SAE, Losses, Step, error_share
+from pipeline.saes.product import where
 from pipeline.study.sae import SAE as SAESpec
 from pipeline.study.saes.jumprelu import JumpReLU as Spec
 
@@ -68,9 +69,9 @@ class Module(SAE):
                 self.threshold.clamp_(min=0)
         centred_BD = self.centred(x_BD)
         pre_BM = self.pre(centred_BD)
-        near_BM = pre_BM.detach() > self.threshold.detach() - self.spec.bandwidth / 2
-        z = latents.where(near_BM, centred_BD, self.W_enc, self.bias(), pre_BM)
-        values, active = jump(z.values, z.spread(self.threshold), self.spec.bandwidth, None if z.active else near_BM)
+        over_BM = pre_BM.detach() - (self.threshold.detach() - self.spec.bandwidth / 2)
+        z = latents.where(over_BM, centred_BD, self.W_enc, self.bias(), pre_BM)
+        values, active = jump(z.values, z.spread(self.threshold), self.spec.bandwidth, None if z.active else over_BM)
         f = replace(z, values=values)
         squared = (self.reconstruct(f, x_BD) - y_BE).square().sum()
         rows = len(x_BD)
@@ -92,26 +93,28 @@ class Module(SAE):
 
 class _Jump(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, z: Tensor, theta: Tensor, bandwidth: float, mask: Tensor | None) -> tuple[Tensor, Tensor]:
-        open_ = z > theta
-        ctx.save_for_backward(z, theta, mask)
+    def forward(ctx: Any, z: Tensor, theta: Tensor, bandwidth: float, over: Tensor | None) -> tuple[Tensor, Tensor]:
+        above = z - theta
+        ctx.save_for_backward(z, theta, over)
         ctx.bandwidth = bandwidth
-        return z * open_, open_.sum().to(z.dtype)
+        return where(z, above), (above > 0).sum().to(z.dtype)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_f: Tensor, grad_active: Tensor) -> tuple[Tensor | None, ...]:
-        z, theta, mask = ctx.saved_tensors
-        band = (z - theta).abs() < ctx.bandwidth / 2
-        if mask is not None:
-            band &= mask
-        of_f, of_active = grad_f * band, band
+        z, theta, over = ctx.saved_tensors
+        above = z - theta
+        grad_z = where(grad_f, above)
+        inside = above.abs_().neg_().add_(ctx.bandwidth / 2)  # positive in the band
+        if over is not None:
+            inside = torch.minimum(inside, over, out=inside)
+        of_f, of_active = where(grad_f, inside), inside.relu_().sign_()
         if theta.ndim < z.ndim:
             of_f, of_active = of_f.sum(0), of_active.sum(0)
-        return grad_f * (z > theta), -(theta * of_f + grad_active * of_active) / ctx.bandwidth, None, None
+        return grad_z, -(theta * of_f + grad_active * of_active) / ctx.bandwidth, None, None
 
 
-def jump(z: Tensor, theta: Tensor, bandwidth: float, mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
+def jump(z: Tensor, theta: Tensor, bandwidth: float, over: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """JumpReLU of z, and how many are active (), with their straight-through gradients to theta, which is of z's shape or of each column.
-    Where `mask` is false, z (0 there) is no pre-activation."""
-    return _Jump.apply(z, theta, bandwidth, mask)
+    Where `over` is not positive, z (0 there) is no pre-activation."""
+    return _Jump.apply(z, theta, bandwidth, over)

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from pipeline.saes import kernels
-from pipeline.saes.product import masked, product
+from pipeline.saes.product import kept, masked, product
 
-_NONE = torch.empty(0, dtype=torch.bool)
+_NONE = torch.empty(0)
 _SAMPLE = 64
 """Rows by which the share of active latents is judged: counting all costs as much as a sparse product."""
 
@@ -25,12 +25,12 @@ class Latents:
     values: Tensor
     active: kernels.Active | None
     """The support of sparse values; None where they are dense."""
-    mask_BM: Tensor
-    """The support of dense values."""
+    over_BM: Tensor
+    """Positive on the support of dense values."""
 
     def replaced(self, values: Tensor) -> "Latents":
         """Other values on the same support."""
-        return replace(self, values=values if self.active else values * self.mask_BM)
+        return replace(self, values=values if self.active else kept(values, self.over_BM))
 
     def spread(self, each_M: Tensor) -> Tensor:
         """A number of each latent, at the values."""
@@ -43,30 +43,39 @@ class Latents:
     def between(self, low: int, high: int) -> "Latents":
         """Those of latents low..high-1 alone, which become 0..high-low-1."""
         if self.active is None:
-            return Latents(self.values[:, low:high], None, self.mask_BM[:, low:high])
+            return Latents(self.values[:, low:high], None, self.over_BM[:, low:high])
         active, inside_N = self.active.between(low, high)
         return Latents(self.values[inside_N], active, _NONE)
 
+    def sums(self) -> Tensor:
+        """Sum of each latent's values over the rows (M,)."""
+        return self.values.sum(0) if self.active is None else kernels.sums_at(self.values, self.active)
+
     def fired(self) -> Tensor:
         """In how many rows each latent is not zero (M,)."""
-        fires = self.values.detach() != 0
-        return fires.view(torch.int8).sum(0, dtype=torch.int32).long() if self.active is None else self.active.count(fires)
+        values = self.values.detach()
+        if self.active is not None:
+            return self.active.count(values != 0)
+        # exact up to 2^24 rows, and half as long as counting what differs from 0; NaN is told by the loss
+        return values.sign().abs_().sum(0).nan_to_num_().long()
 
 
-def where(mask_BM: Tensor, x_BD: Tensor, W_enc: Tensor, b_enc: Tensor, pre_BM: Tensor) -> Latents:
-    """Pre-activations where a mask is true. `pre_BM` is the value of `x @ W_enc + b_enc`; gradients reach x, W_enc and b_enc, not it."""
-    sample = mask_BM[:: max(1, len(mask_BM) // _SAMPLE)]
-    if kernels.pays(int(sample.sum()), *sample.shape):
-        return _sparse(kernels.Active.where(mask_BM), x_BD, W_enc, b_enc, pre_BM)
-    return Latents(masked(x_BD, W_enc, b_enc, pre_BM, mask_BM), None, mask_BM)
+def where(over_BM: Tensor, x_BD: Tensor, W_enc: Tensor, b_enc: Tensor, pre_BM: Tensor) -> Latents:
+    """Pre-activations where `over_BM` is positive. `pre_BM` is the value of `x @ W_enc + b_enc`; gradients reach x, W_enc and b_enc, not
+    it."""
+    over_BM = over_BM.detach()
+    sample = over_BM[:: max(1, len(over_BM) // _SAMPLE)]
+    if kernels.pays(int((sample > 0).sum()), *sample.shape):
+        return _sparse(kernels.Active.where(over_BM > 0), x_BD, W_enc, b_enc, pre_BM)
+    return Latents(masked(x_BD, W_enc, b_enc, pre_BM, over_BM), None, over_BM)
 
 
 def at(active: kernels.Active, x_BD: Tensor, W_enc: Tensor, b_enc: Tensor, pre_BM: Tensor) -> Latents:
     """Pre-activations at some pairs, as `where`."""
     if kernels.pays(len(active.index), *pre_BM.shape):
         return _sparse(active, x_BD, W_enc, b_enc, pre_BM)
-    mask_BM = torch.zeros_like(pre_BM, dtype=torch.bool).index_put_((active.row, active.index), torch.tensor(True, device=pre_BM.device))
-    return Latents(masked(x_BD, W_enc, b_enc, pre_BM, mask_BM), None, mask_BM)
+    over_BM = active.dense(torch.ones(len(active.index), dtype=pre_BM.dtype, device=pre_BM.device))
+    return Latents(masked(x_BD, W_enc, b_enc, pre_BM, over_BM), None, over_BM)
 
 
 def chosen(index_BK: Tensor, x_BD: Tensor, W_enc: Tensor, b_enc: Tensor, pre_BM: Tensor) -> Latents:

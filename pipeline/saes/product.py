@@ -1,7 +1,8 @@
-"""The dense product, by the fastest library that PyTorch brings.
+"""The dense product, by the fastest library that PyTorch brings, and values under a mask.
 
 On x86 processors that are not Intel's, MKL, which PyTorch takes for float32, reaches half the speed of oneDNN, which it brings too
-(benchmarks/sae_step.py prints both). Both add in float32; the order differs.
+(benchmarks/sae_step.py prints both); on Intel's it is the faster one, by half where the first factor is transposed. Both add in float32;
+the order differs.
 """
 
 from typing import Any
@@ -10,12 +11,12 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from pipeline.training.device import has_bfloat16
+from pipeline.training.device import has_bfloat16, is_intel
 
 _ONEDNN: list[torch.dtype] = []
 """What it multiplies, and faster."""
 if torch.backends.mkl.is_available() and torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise"):
-    _ONEDNN += [torch.float32, *([torch.bfloat16] if has_bfloat16(torch.device("cpu")) else [])]
+    _ONEDNN += [torch.float32] * (not is_intel()) + [torch.bfloat16] * has_bfloat16(torch.device("cpu"))
 
 
 def product(a_BD: Tensor, b_DM: Tensor, bias_M: Tensor | None = None) -> Tensor:
@@ -24,9 +25,19 @@ def product(a_BD: Tensor, b_DM: Tensor, bias_M: Tensor | None = None) -> Tensor:
     return _Product.apply(a_BD, b_DM, bias_M)
 
 
-def masked(a_BD: Tensor, b_DM: Tensor, bias_M: Tensor, value_BM: Tensor, mask_BM: Tensor) -> Tensor:
-    """`a @ b + bias` where a mask is true, else 0, given its value; gradients reach a, b and bias."""
-    return _Masked.apply(a_BD, b_DM, bias_M, value_BM.detach(), mask_BM)
+def masked(a_BD: Tensor, b_DM: Tensor, bias_M: Tensor, value_BM: Tensor, over_BM: Tensor) -> Tensor:
+    """`a @ b + bias` where `over` is positive, else 0, given its value; gradients reach a, b and bias."""
+    return _Masked.apply(a_BD, b_DM, bias_M, value_BM.detach(), over_BM)
+
+
+def kept(value: Tensor, over: Tensor) -> Tensor:
+    """`value` where `over`, of its shape, is positive, else 0; gradients reach `value`."""
+    return _Kept.apply(value, over)
+
+
+def where(value: Tensor, over: Tensor) -> Tensor:
+    """The same without gradients. A product with a mask, or torch.where, takes several times as long on a processor."""
+    return torch.ops.aten.threshold_backward(value, over, 0)
 
 
 def _times(a: Tensor, b: Tensor, bias: Tensor | None, autocast: torch.dtype | None) -> Tensor:
@@ -69,12 +80,24 @@ class _Product(torch.autograd.Function):
 
 class _Masked(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, a_BD: Tensor, b_DM: Tensor, bias_M: Tensor, value_BM: Tensor, mask_BM: Tensor) -> Tensor:
-        ctx.save_for_backward(a_BD, b_DM, mask_BM)
+    def forward(ctx: Any, a_BD: Tensor, b_DM: Tensor, bias_M: Tensor, value_BM: Tensor, over_BM: Tensor) -> Tensor:
+        ctx.save_for_backward(a_BD, b_DM, over_BM)
         ctx.autocast = _autocast(a_BD)
-        return value_BM * mask_BM
+        return where(value_BM, over_BM)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_BM: Tensor) -> tuple[Tensor | None, ...]:
-        return (*_gradients(ctx, grad_BM * ctx.saved_tensors[2]), None, None)
+        return (*_gradients(ctx, where(grad_BM, ctx.saved_tensors[2])), None, None)
+
+
+class _Kept(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, value: Tensor, over: Tensor) -> Tensor:
+        ctx.save_for_backward(over)
+        return where(value, over)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        return where(grad, *ctx.saved_tensors), None

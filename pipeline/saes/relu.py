@@ -25,10 +25,10 @@ class Module(SAE):
     def losses(self, x_BD: Tensor, y_BE: Tensor, at: Step) -> Losses:
         centred_BD = self.centred(x_BD)
         pre_BM = self.pre(centred_BD)
-        f = latents.where(pre_BM.detach() > 0, centred_BD, self.W_enc, self.bias(), pre_BM)
+        f = latents.where(pre_BM, centred_BD, self.W_enc, self.bias(), pre_BM)
         squared = (self.reconstruct(f, x_BD) - y_BE).square().sum()
         rows = len(x_BD)
-        weighted = f.values * f.spread(self.W_dec.norm(dim=1)) if self.spec.penalty == "decoder-norm" else f.values
+        weighted = f.sums() * self.W_dec.norm(dim=1) if self.spec.penalty == "decoder-norm" else f.values
         if self.spec.error == "variance":
             error, l1 = error_share(squared, rows, at.variance), weighted.sum() / (rows * at.variance**0.5)
         else:

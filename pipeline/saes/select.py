@@ -9,7 +9,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from pipeline.saes.kernels import Active
+from pipeline.saes.kernels import Active, places
 from pipeline.saes.product import product
 
 _BLOCK = 32
@@ -57,12 +57,12 @@ def _above(pre_BM: Tensor, k: int) -> tuple[Tensor, Tensor, Tensor]:
     """Row, latent and value of at least the k largest of each row, and of few more, ordered by row."""
     count, latents = pre_BM.shape
     if not _blocks_pay(pre_BM, k):
-        row, index = (~(pre_BM < pre_BM.topk(k, dim=1, sorted=False).values.amin(1, keepdim=True))).nonzero().unbind(1)
+        row, index = places(~(pre_BM < pre_BM.topk(k, dim=1, sorted=False).values.amin(1, keepdim=True)))
         return row, index, pre_BM[row, index]
     maxima_BK, block_BK = pre_BM.view(count, -1, _BLOCK).amax(2).topk(k, dim=1, sorted=False)
     starts = torch.arange(0, pre_BM.numel() // _BLOCK, latents // _BLOCK, device=pre_BM.device)
     left_BN = pre_BM.view(-1, _BLOCK).index_select(0, (block_BK + starts.unsqueeze(1)).flatten()).view(count, -1)
-    row, place = (~(left_BN < maxima_BK.amin(1, keepdim=True))).nonzero().unbind(1)  # NaN is kept
+    row, place = places(~(left_BN < maxima_BK.amin(1, keepdim=True)))  # NaN is kept
     return row, block_BK[row, place // _BLOCK] * _BLOCK + place % _BLOCK, left_BN[row, place]
 
 
@@ -99,13 +99,13 @@ def _candidates(pre_BM: Tensor, count: int) -> tuple[Tensor, Tensor, Tensor]:
     rows, latents = pre_BM.shape
     blocks, rest = divmod(latents, _BLOCK)
     if rest or rows * blocks < 2 * count:
-        row, index = (~(pre_BM <= 0)).nonzero().unbind(1)
+        row, index = places(~(pre_BM <= 0))
         return row, index, pre_BM[row, index]
     maxima = pre_BM.view(rows * blocks, _BLOCK).amax(1)
     largest = maxima.topk(count, sorted=False).values
     low = torch.where(largest.isnan(), torch.inf, largest).amin().clamp_min(0)
     taken = (~((maxima < low) | (maxima <= 0))).nonzero().squeeze(1)
     left = pre_BM.view(-1, _BLOCK).index_select(0, taken)
-    block, place = (~((left < low) | (left <= 0))).nonzero().unbind(1)
+    block, place = places(~((left < low) | (left <= 0)))
     at = taken[block]
     return at // blocks, at % blocks * _BLOCK + place, left[block, place]

@@ -2,6 +2,7 @@
 
 import os
 from contextlib import AbstractContextManager
+from pathlib import Path
 
 import torch
 
@@ -18,6 +19,12 @@ def has_bfloat16(where: torch.device) -> bool:
         return torch.cuda.is_bf16_supported(including_emulation=False)
     asked = (getattr(torch.cpu, name, None) for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"))
     return any(ask is not None and ask() for ask in asked)
+
+
+def is_intel() -> bool:
+    """Whether the processor is known to be Intel's, for whose processors MKL is made."""
+    about = Path("/proc/cpuinfo")
+    return about.is_file() and "GenuineIntel" in about.read_text()
 
 
 def autocast(device: torch.device, precision: str) -> AbstractContextManager:

@@ -24,6 +24,16 @@ def patterns() -> dict[str, torch.Tensor]:
 
 
 @pytest.mark.parametrize("mask", patterns().values(), ids=patterns().keys())
+@pytest.mark.parametrize("kind", ["in eights", "odd", "not in one piece"])
+def test_places_are_where_a_mask_is_true(mask, kind):
+    mask = {"in eights": mask, "odd": mask[:, 1:].contiguous(), "not in one piece": mask[:, :32]}[kind]
+    row, column = kernels.places(mask)
+    assert torch.equal(torch.stack([row, column], 1), mask.nonzero())
+    assert row.is_contiguous()
+    assert column.is_contiguous()
+
+
+@pytest.mark.parametrize("mask", patterns().values(), ids=patterns().keys())
 def test_encoding_at_active_pairs_is_the_dense_product_there(mask):
     given = [random(ROWS, WIDTH, seed=1), random(WIDTH, LATENTS, seed=2), random(LATENTS, seed=3)]
     dense, sparse = ([tensor.clone().requires_grad_() for tensor in given] for _ in range(2))

@@ -35,18 +35,20 @@ def masks() -> dict[str, torch.Tensor]:
 def test_a_formula_has_the_values_and_gradients_of_its_dense_form(products, mask):
     ours, plain = weights(), weights()
     x, W_enc, b_enc, W_dec, scale = ours
-    f = latents.where(mask, x, W_enc, b_enc, x @ W_enc + b_enc)
+    f = latents.where(mask.double(), x, W_enc, b_enc, x @ W_enc + b_enc)
     assert (f.active is not None) == (products == "sparse")
     f = f.replaced((f.values * f.spread(scale)).relu())
     found = f.decode(W_dec)
     part = f.between(5, 30).decode(W_dec[5:30])
+    sums = f.sums()
     target = random(ROWS, WIDTH, seed=9)
-    ((found - target).square().sum() + (part * target).sum()).backward()
+    ((found - target).square().sum() + (part * target).sum() + (sums * scale).sum()).backward()
 
     x, W_enc, b_enc, W_dec, scale = plain
     f_BM = ((x @ W_enc + b_enc) * scale).relu() * mask
     expected, expected_part = f_BM @ W_dec, f_BM[:, 5:30] @ W_dec[5:30]
-    ((expected - target).square().sum() + (expected_part * target).sum()).backward()
+    ((expected - target).square().sum() + (expected_part * target).sum() + (f_BM.sum(0) * scale).sum()).backward()
+    torch.testing.assert_close(sums, f_BM.sum(0))
     torch.testing.assert_close(found, expected)
     torch.testing.assert_close(part, expected_part)
     assert torch.equal(f.fired(), (f_BM != 0).sum(0))
@@ -71,5 +73,5 @@ def test_a_value_on_the_support_that_is_zero_has_not_fired(products):
     mask[2, 3] = mask[4, 3] = mask[4, 7] = True
     pre = torch.ones(ROWS, LATENTS, dtype=torch.float64)
     pre[4, 3] = 0
-    fired = latents.where(mask, x, W_enc, b_enc, pre).fired()
+    fired = latents.where(mask.double(), x, W_enc, b_enc, pre).fired()
     assert {number: int(count) for number, count in enumerate(fired) if count} == {3: 1, 7: 1}
