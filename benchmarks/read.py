@@ -55,8 +55,8 @@ class Lookup(torch.nn.Module):
         return tap("x", self.rows[ids])
 
 
-def make(folder: Path, rows: int, width: int) -> ActivationStore:
-    """A store, harvested as a study would."""
+def make(folder: Path, rows: int, width: int, **chosen: Any) -> ActivationStore:
+    """A store, harvested as a study would, with some settings of activations."""
     ids = np.random.default_rng(0).integers(0, VOCABULARY, rows + 1)
     with publishing(folder / "tokens", "dataset", {"kind": "given"}, {}) as draft:
         split = token_files.SplitFile(draft, "train", VOCABULARY)
@@ -64,7 +64,7 @@ def make(folder: Path, rows: int, width: int) -> ActivationStore:
         split.close()
         token_files.write_vocabulary(draft, [bytes([i % 256]) for i in range(VOCABULARY)], {})
         draft.facts |= token_files.facts({"train": split}, VOCABULARY, "bytes", [])
-    return harvested(folder / "store", Lookup(width), Artifact.open(folder / "tokens" / MANIFEST), LENGTH, batch=64)
+    return harvested(folder / "store", Lookup(width), Artifact.open(folder / "tokens" / MANIFEST), LENGTH, batch=64, **chosen)
 
 
 def memmap(path: Path, rows: int, width: int, batch: int) -> None:
