@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 from crc32c import crc32c
+from xxhash import xxh3_128
 
 ABSENT = 2**64 - 1
 """Offset and size, in a shard's index, of a chunk that lies behind the last row."""
@@ -19,8 +20,8 @@ class Written:
     """A shard that is written."""
 
     size: int
-    crc32c: int
-    """Of the file."""
+    xxh3: str
+    """Of the file, hex."""
     chunks: np.ndarray
     """crc32c of the rows of each chunk, uint32."""
 
@@ -29,13 +30,12 @@ def write_shard(path: Path, rows: np.ndarray, chunk_rows: int, shard_rows: int) 
     """Writes rows, which must be contiguous. Raises OSError."""
     whole = chunk_rows * rows.nbytes // len(rows)
     index = np.full((shard_rows // chunk_rows, 2), ABSENT, dtype="<u8")
-    found, whole_file = [], 0
+    found, digest = [], xxh3_128()
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("wb") as file:
 
         def put(content: memoryview | bytes) -> None:
-            nonlocal whole_file
-            whole_file = crc32c(content, whole_file)
+            digest.update(content)
             file.write(content)
 
         for number, start in enumerate(range(0, len(rows), chunk_rows)):
@@ -48,4 +48,4 @@ def write_shard(path: Path, rows: np.ndarray, chunk_rows: int, shard_rows: int) 
             index[number] = number * (whole + 4), whole + 4
         put(index.tobytes())
         put(crc32c(index).to_bytes(4, "little"))
-        return Written(file.tell(), whole_file, np.array(found, dtype=np.uint32))
+        return Written(file.tell(), digest.hexdigest(), np.array(found, dtype=np.uint32))

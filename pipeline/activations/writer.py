@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import zarr
-from crc32c import crc32c
+from xxhash import xxh3_128_hexdigest
 from zarr.core.buffer import default_buffer_prototype
 from zarr.storage import MemoryStore
 
@@ -107,7 +107,11 @@ class ShardWriter:
         if outer:
             products = packed(outer, about)
             self.storage.write(outer_file(shard), products)
-            files[outer_file(shard)] = {"size": len(products), "crc32c": crc32c(products), "about": f"rows {start}-{stop - 1} of sums"}
+            files[outer_file(shard)] = {
+                "size": len(products),
+                "xxh3": xxh3_128_hexdigest(products),
+                "about": f"rows {start}-{stop - 1} of sums",
+            }
         if lacking := _lacking(layout, shard, found, files):
             raise UserError(f"{self.storage.where(lacking)}: was not written")
         self.storage.write(sums_file(shard), packed(found, {**about, "files": files}))
@@ -119,11 +123,11 @@ class ShardWriter:
         if isinstance(self.storage, Folder) and layout.compression == "none" and not isinstance(rows, Sparse):
             file = f"{STORE}/{name}/c/{shard}" + "/0" * (rows.ndim - 1)
             known = write_shard(self.storage.folder / file, rows, chunk, layout.shard_rows)
-            files[file] = {"size": known.size, "crc32c": known.crc32c, "about": what}
+            files[file] = {"size": known.size, "xxh3": known.xxh3, "about": what}
             return known.chunks
         for file, content in self._encoded(name, shard, rows).items():
             self._put(file, content)
-            files[file] = {"size": len(content), "crc32c": crc32c(content), "about": what}
+            files[file] = {"size": len(content), "xxh3": xxh3_128_hexdigest(content.data), "about": what}
         return checksums(rows, chunk)
 
     def _encoded(self, name: str, shard: int, rows: Block) -> dict[str, np.ndarray]:
@@ -243,7 +247,7 @@ def fault_of(
                 return f"{what}: is missing"
             if size == entry["size"] and sha256 is not None:
                 found, sha256[name] = storage.hashes(name)
-            if size != entry["size"] or (storage.crc32c(name) if sha256 is None else found) != entry["crc32c"]:
+            if size != entry["size"] or (storage.xxh3(name) if sha256 is None else found) != entry["xxh3"]:
                 return f"{what}: the bytes differ from those written"
         except storage.faults as error:
             return f"{what}: {unreadable(error)}"

@@ -22,7 +22,7 @@ from harvests import HOOKS, SPEC, digests, gpt, ids, made, published_gpt
 
 import pipeline.activations.harvest
 import pipeline.activations.seal
-from pipeline.artifacts.errors import UserError
+from pipeline.artifacts.errors import DamagedArtifact, UserError
 from pipeline.artifacts.manifest import MANIFEST, Artifact
 from pipeline.artifacts.storage import Folder
 from pipeline.steps import harvest, seal_store
@@ -155,6 +155,22 @@ def test_a_damaged_shard_is_named_and_made_again_alone(tmp_path, dataset, capsys
     assert {path for path in before if str(path).endswith(own)} == changed
     sealed(folder, [part], dataset, 8, **spec)
     assert digests(folder) == expected
+
+
+def test_shards_in_each_others_place_are_found_and_made_again(tmp_path, dataset, capsys):
+    """Whole files of the same size, in each of which every checksum of Zarr's is right."""
+    folder = tmp_path / "store"
+    part = harvest_job(folder, gpt(), dataset, 8, **SPEC)
+    one, other = (folder / f"store.zarr/{HOOKS[1]}/c/{shard}/0" for shard in (1, 2))
+    first, second = one.read_bytes(), other.read_bytes()
+    one.write_bytes(second)
+    other.write_bytes(first)
+    with pytest.raises(DamagedArtifact, match=r"c/1/0 \(rows 8-15 of .*\): the bytes differ from those written"):
+        sealed(folder, [part], dataset, 8, **SPEC)
+    capsys.readouterr()
+    harvest_job(folder, gpt(), dataset, 8, **SPEC)
+    assert len([line for line in capsys.readouterr().err.splitlines() if line.endswith("; made again")]) == 2
+    assert (one.read_bytes(), other.read_bytes()) == (first, second)
 
 
 @pytest.mark.parametrize("other", ["a setting", "the model"])
