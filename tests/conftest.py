@@ -19,6 +19,11 @@ settings.register_profile("project", deadline=None, max_examples=40, derandomize
 settings.load_profile("project")
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Whole workflows first: what workers take over from each other at the end are short tests then, and none waits for another."""
+    items.sort(key=lambda item: "workflow" not in item.path.parts)
+
+
 @pytest.fixture(scope="session", autouse=True)
 def one_thread():
     """Threads cost more than they give at these sizes."""
