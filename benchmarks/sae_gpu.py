@@ -88,8 +88,12 @@ def main() -> None:
             taken = seconds(options.steps, step)
             print(f"  {what:22} {rows / taken:12,.0f} tokens/s  {bare / taken:8.1%} of that rate", flush=True)
 
+        def from_store() -> None:
+            some = next(batches)
+            run.step(some, some)
+
         show("ours, held batch", lambda: run.step(held, held))
-        show("ours, from the store", lambda: (lambda some: run.step(some, some))(next(batches)))
+        show("ours, from the store", from_store)
         if "sparsify" in sae_peers.missing():
             print("  sparsify is not installed (pip install -e '.[peers]')")
             return

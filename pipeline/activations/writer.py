@@ -245,10 +245,15 @@ def fault_of(
             size = storage.size(name)
             if size is None:
                 return f"{what}: is missing"
-            if size == entry["size"] and sha256 is not None:
+            differ = f"{what}: the bytes differ from those written"
+            if size != entry["size"]:
+                return differ
+            if sha256 is None:
+                found = storage.xxh3(name)
+            else:
                 found, sha256[name] = storage.hashes(name)
-            if size != entry["size"] or (storage.xxh3(name) if sha256 is None else found) != entry["xxh3"]:
-                return f"{what}: the bytes differ from those written"
+            if found != entry["xxh3"]:
+                return differ
         except storage.faults as error:
             return f"{what}: {unreadable(error)}"
     return None

@@ -32,25 +32,22 @@ class _Hashing:
 
     def sha256(self, name: str) -> str:
         """Hex digest of a file's bytes."""
-        digest = hashlib.sha256()
-        for block in self.blocks(name):
-            digest.update(block)
-        return digest.hexdigest()
+        return self._hashed(name, hashlib.sha256())[0]
 
     def xxh3(self, name: str) -> str:
         """Hex digest of 128 bits of a file's bytes, by XXH3: no proof against intent, and many times as fast."""
-        found = xxh3_128()
-        for block in self.blocks(name):
-            found.update(block)
-        return found.hexdigest()
+        return self._hashed(name, xxh3_128())[0]
 
     def hashes(self, name: str) -> tuple[str, str]:
         """Both, XXH3 first, in one read."""
-        found, digest = xxh3_128(), hashlib.sha256()
+        xxh3, sha256 = self._hashed(name, xxh3_128(), hashlib.sha256())
+        return xxh3, sha256
+
+    def _hashed(self, name: str, *hashes: Any) -> list[str]:
         for block in self.blocks(name):
-            found.update(block)
-            digest.update(block)
-        return found.hexdigest(), digest.hexdigest()
+            for one in hashes:
+                one.update(block)
+        return [one.hexdigest() for one in hashes]
 
 
 class OpenFile:

@@ -1,8 +1,8 @@
 """The dense product, by the fastest library that PyTorch brings, and values under a mask.
 
 On x86 processors that are not Intel's, MKL, which PyTorch takes for float32, reaches half the speed of oneDNN, which it brings too
-(benchmarks/sae_step.py prints both); on Intel's it is the faster one, by half where the first factor is transposed. Both add in float32;
-the order differs.
+(benchmarks/sae_step.py prints ours beside PyTorch's); on Intel's they are alike, but for a first factor that is transposed, of which oneDNN
+makes a copy. Both add in float32; the order differs.
 """
 
 from typing import Any
@@ -20,8 +20,9 @@ if torch.backends.mkl.is_available() and torch.backends.mkldnn.is_available() an
 
 
 def product(a_BD: Tensor, b_DM: Tensor, bias_M: Tensor | None = None) -> Tensor:
-    """`a @ b + bias` (B, M), with gradients of all three. In the precision of `a`, or of the bias where that is another; under autocast
-    computed in that of autocast."""
+    """`a @ b + bias` (B, M), with gradients of all three. In the precision of `a`; under autocast computed in that of autocast.
+
+    A bias in float32 may stand beside factors in bfloat16: it is not rounded, and the sum is in float32."""
     return _Product.apply(a_BD, b_DM, bias_M)
 
 
@@ -42,7 +43,8 @@ def where(value: Tensor, over: Tensor) -> Tensor:
 
 def _times(a: Tensor, b: Tensor, bias: Tensor | None, autocast: torch.dtype | None) -> Tensor:
     if autocast is None and a.device.type == "cpu" and a.dtype == b.dtype and a.dtype in _ONEDNN and a.numel() and b.numel():
-        return torch.ops.mkldnn._linear_pointwise(a, b.T, bias, "none", [], "")  # which takes a bias in float32 beside bfloat16
+        found = torch.ops.mkldnn._linear_pointwise(a, b.T, bias, "none", [], "")
+        return found if bias is None else found.to(bias.dtype)
     if autocast is None and bias is not None and bias.dtype != a.dtype:
         return a @ b + bias
     with torch.autocast(a.device.type, autocast, enabled=autocast is not None):

@@ -36,7 +36,7 @@ def screened(x_BD: Tensor, W_enc: Tensor, b_enc: Tensor, k: int, signed: bool) -
     x_BD, W_enc, b_enc = x_BD.detach(), W_enc.detach(), b_enc.detach()
     rows, latents = len(x_BD), W_enc.shape[1]
     mean_D = x_BD.mean(0)
-    rough_BM = product((x_BD - mean_D).bfloat16(), W_enc.bfloat16(), mean_D @ W_enc + b_enc).float()
+    rough_BM = product((x_BD - mean_D).bfloat16(), W_enc.bfloat16(), mean_D @ W_enc + b_enc)
     row, index, _ = _above(rough_BM, min(latents, k + max(4, k // 8)))
     candidates = Active.pairs(row, index, rows, latents)
     value = candidates.inner(x_BD, W_enc.T) + b_enc[index]
