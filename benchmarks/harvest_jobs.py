@@ -26,7 +26,8 @@ from harvest import Case, ratio
 
 from pipeline.activations.harvest import Job
 from pipeline.activations.layout import Layout
-from pipeline.artifacts.manifest import MANIFEST, Artifact, publishing
+from pipeline.artifacts.manifest import MANIFEST, Artifact
+from pipeline.artifacts.publishing import publishing
 from pipeline.datasets import token_files
 from pipeline.models import checkpoint
 

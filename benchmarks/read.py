@@ -33,7 +33,8 @@ import zarr
 from pipeline.activations.buffer import Memory
 from pipeline.activations.loader import ActivationLoader
 from pipeline.activations.store import ActivationStore
-from pipeline.artifacts.manifest import MANIFEST, Artifact, publishing
+from pipeline.artifacts.manifest import MANIFEST, Artifact
+from pipeline.artifacts.publishing import publishing
 from pipeline.datasets import token_files
 from pipeline.memory import keep
 from tests.stores import harvested

@@ -11,7 +11,8 @@ from hypothesis import settings
 from torch import Tensor, nn
 
 from pipeline.activations.store import ActivationStore
-from pipeline.artifacts.manifest import MANIFEST, Artifact, publishing
+from pipeline.artifacts.manifest import MANIFEST, Artifact
+from pipeline.artifacts.publishing import publishing
 from pipeline.datasets import tables, token_files
 from tests.stores import harvested
 

@@ -15,8 +15,9 @@ from pipeline.activations.layout import FORMAT, SINKS, STATISTICS, STORE, Layout
 from pipeline.activations.sums import Arrays, merged, statistics
 from pipeline.activations.writer import HASHED, fault_of, foreign, read_sums
 from pipeline.artifacts.errors import DamagedArtifact, UserError
-from pipeline.artifacts.manifest import MANIFEST, Artifact, repair, withdraw, write_json
-from pipeline.artifacts.manifest import seal as publish
+from pipeline.artifacts.manifest import MANIFEST, Artifact, repair, write_json
+from pipeline.artifacts.publishing import seal as publish
+from pipeline.artifacts.publishing import withdraw
 from pipeline.artifacts.storage import Folder, Storage, said
 from pipeline.console import progress
 

@@ -10,7 +10,7 @@ import zipfile
 import numpy as np
 import openpyxl
 
-from pipeline.artifacts.manifest import Draft
+from pipeline.artifacts.publishing import Draft
 from pipeline.datasets import tables
 from pipeline.study.datasets.pointer import Pointer as Spec
 

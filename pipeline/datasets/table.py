@@ -10,7 +10,8 @@ import numpy as np
 import pandas as pd
 
 from pipeline.artifacts.errors import UserError
-from pipeline.artifacts.manifest import Draft, sha256
+from pipeline.artifacts.manifest import sha256
+from pipeline.artifacts.publishing import Draft
 from pipeline.datasets import tables
 from pipeline.study.datasets.table import Table as Spec
 

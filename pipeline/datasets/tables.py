@@ -4,7 +4,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.artifacts.manifest import Artifact, Draft
+from pipeline.artifacts.manifest import Artifact
+from pipeline.artifacts.publishing import Draft
 
 
 def write(draft: Draft, splits: dict[str, tuple[np.ndarray, np.ndarray]]) -> None:

@@ -2,7 +2,7 @@
 
 import os
 
-from pipeline.artifacts.manifest import Draft
+from pipeline.artifacts.publishing import Draft
 from pipeline.console import say
 from pipeline.datasets import pretrained, texts, token_files, tokenizer
 from pipeline.study.datasets.text import Text as Spec

@@ -18,7 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.artifacts.errors import UserError
-from pipeline.artifacts.manifest import Draft
+from pipeline.artifacts.publishing import Draft
 
 
 @contextmanager

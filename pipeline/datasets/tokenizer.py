@@ -16,7 +16,7 @@ import numpy as np
 import tokenizers
 
 from pipeline.artifacts.errors import UserError
-from pipeline.artifacts.manifest import Draft
+from pipeline.artifacts.publishing import Draft
 from pipeline.console import say
 from pipeline.datasets import token_files, vocabulary, within
 from pipeline.datasets.blocks import Apart, Block, Takes

@@ -8,7 +8,8 @@ from types import ModuleType
 import torch
 from safetensors.torch import load_file, save_file
 
-from pipeline.artifacts.manifest import Artifact, Draft
+from pipeline.artifacts.manifest import Artifact
+from pipeline.artifacts.publishing import Draft
 from pipeline.artifacts.seeds import derive
 from pipeline.models.base import Network
 from pipeline.study.model import Model

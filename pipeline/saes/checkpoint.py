@@ -13,7 +13,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from pipeline.artifacts.manifest import Artifact, Draft
+from pipeline.artifacts.manifest import Artifact
+from pipeline.artifacts.publishing import Draft
 from pipeline.saes.base import SAE
 from pipeline.study.names import module_name
 

@@ -7,7 +7,8 @@ import pyarrow.parquet as pq
 import torch
 
 from pipeline.activations.store import ActivationStore
-from pipeline.artifacts.manifest import Artifact, publishing
+from pipeline.artifacts.manifest import Artifact
+from pipeline.artifacts.publishing import publishing
 from pipeline.features.describe import describe
 from pipeline.saes import checkpoint
 from pipeline.steps import command

@@ -8,7 +8,8 @@ import torch
 from pipeline.activations.store import ActivationStore
 from pipeline.activations.trace import check_source
 from pipeline.artifacts.errors import UserError
-from pipeline.artifacts.manifest import Artifact, publishing
+from pipeline.artifacts.manifest import Artifact
+from pipeline.artifacts.publishing import publishing
 from pipeline.console import progress
 from pipeline.evaluation import splice
 from pipeline.evaluation.measured import Measured, batches

@@ -11,7 +11,8 @@ import torch
 from pipeline.activations.harvest import Job, harvest
 from pipeline.activations.rows import Rows, tokens_left_out
 from pipeline.activations.seal import leave
-from pipeline.artifacts.manifest import Artifact, withdraw
+from pipeline.artifacts.manifest import Artifact
+from pipeline.artifacts.publishing import withdraw
 from pipeline.artifacts.storage import storage
 from pipeline.code import code
 from pipeline.models import checkpoint

@@ -4,7 +4,7 @@ import importlib
 from pathlib import Path
 from typing import Any
 
-from pipeline.artifacts.manifest import publishing
+from pipeline.artifacts.publishing import publishing
 from pipeline.steps import command
 from pipeline.study.names import module_name
 

@@ -5,7 +5,8 @@ from typing import Any
 
 import torch
 
-from pipeline.artifacts.manifest import Artifact, publishing
+from pipeline.artifacts.manifest import Artifact
+from pipeline.artifacts.publishing import publishing
 from pipeline.features.probe import probe
 from pipeline.models import checkpoint as models
 from pipeline.saes import checkpoint

@@ -6,7 +6,8 @@ from typing import Any
 import torch
 
 from pipeline.artifacts.errors import UserError
-from pipeline.artifacts.manifest import Artifact, publishing
+from pipeline.artifacts.manifest import Artifact
+from pipeline.artifacts.publishing import publishing
 from pipeline.artifacts.seeds import derive
 from pipeline.datasets import tokens
 from pipeline.models import checkpoint

@@ -8,7 +8,8 @@ from typing import Any
 
 import torch
 
-from pipeline.artifacts.manifest import Artifact, Draft, publishing
+from pipeline.artifacts.manifest import Artifact
+from pipeline.artifacts.publishing import Draft, publishing
 from pipeline.code import code
 from pipeline.models import checkpoint
 from pipeline.models.base import Network

@@ -12,7 +12,7 @@ import torch
 
 from pipeline.activations.store import ActivationStore
 from pipeline.artifacts.errors import UserError
-from pipeline.artifacts.manifest import Draft, publishing
+from pipeline.artifacts.publishing import Draft, publishing
 from pipeline.code import code
 from pipeline.saes import checkpoint
 from pipeline.saes.run import Run

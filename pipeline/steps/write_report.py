@@ -7,7 +7,7 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
-from pipeline.artifacts.manifest import publishing
+from pipeline.artifacts.publishing import publishing
 from pipeline.artifacts.run import run_facts
 from pipeline.report.figures import figures
 from pipeline.report.page import page

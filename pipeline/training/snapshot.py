@@ -20,7 +20,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from pipeline.artifacts.errors import UserError
-from pipeline.artifacts.manifest import RESUME
+from pipeline.artifacts.publishing import RESUME
 from pipeline.console import say
 
 SECONDS = 20.0

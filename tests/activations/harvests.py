@@ -6,7 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.artifacts.manifest import MANIFEST, Artifact, publishing
+from pipeline.artifacts.manifest import MANIFEST, Artifact
+from pipeline.artifacts.publishing import publishing
 from pipeline.models import checkpoint
 
 MODEL = {"architecture": "gpt", "layers": 2, "width": 8, "heads": 2, "context": 8, "threads": 1}

@@ -14,7 +14,8 @@ from hypothesis.extra import numpy as arrays
 from pipeline.activations.store import ActivationStore
 from pipeline.activations.sums import widened
 from pipeline.artifacts.errors import DamagedArtifact, UserError
-from pipeline.artifacts.manifest import MANIFEST, Artifact, own_hash, publishing, write_json
+from pipeline.artifacts.manifest import MANIFEST, Artifact, own_hash, write_json
+from pipeline.artifacts.publishing import publishing
 from tests.activations.expected import DTYPES, rounded, rows_of, same, stored
 from tests.conftest import Passing
 from tests.stores import harvest_job, sealed

@@ -176,7 +176,7 @@ def test_shards_in_each_others_place_are_found_and_made_again(tmp_path, dataset,
 @pytest.mark.parametrize("other", ["a setting", "the model"])
 def test_shards_of_another_harvest_are_not_taken_over(tmp_path, other):
     models = [published_gpt(tmp_path / f"model{seed}", seed) for seed in range(2)]
-    from pipeline.artifacts.manifest import publishing
+    from pipeline.artifacts.publishing import publishing
     from pipeline.datasets import token_files  # the dataset of both
 
     with publishing(tmp_path / "tokens", "dataset", {"kind": "given"}, {}) as draft:

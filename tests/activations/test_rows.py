@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 
 from pipeline.activations.rows import Rows, tokens_left_out
 from pipeline.artifacts.errors import UserError
-from pipeline.artifacts.manifest import MANIFEST, Artifact, publishing
+from pipeline.artifacts.manifest import MANIFEST, Artifact
+from pipeline.artifacts.publishing import publishing
 from pipeline.datasets import text, tokens
 from pipeline.models.examples import TokenExamples, examples
 from pipeline.study.datasets.text import Text

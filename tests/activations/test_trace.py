@@ -5,7 +5,8 @@ import pytest
 
 from pipeline.activations.trace import InText, trace
 from pipeline.artifacts.errors import UserError
-from pipeline.artifacts.manifest import MANIFEST, Artifact, publishing
+from pipeline.artifacts.manifest import MANIFEST, Artifact
+from pipeline.artifacts.publishing import publishing
 from pipeline.datasets import text, token_files, tokens
 from pipeline.study.datasets.text import Text
 from tests.conftest import Lookup

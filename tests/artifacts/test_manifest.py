@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from pipeline.artifacts.errors import DamagedArtifact, UserError
-from pipeline.artifacts.manifest import MANIFEST, Artifact, own_hash, publishing, seal, withdraw, write_json
+from pipeline.artifacts.manifest import MANIFEST, Artifact, own_hash, write_json
+from pipeline.artifacts.publishing import publishing, seal, withdraw
 from pipeline.artifacts.storage import Bucket, Folder
 from tests.buckets import served
 

@@ -2,7 +2,8 @@
 
 import pytest
 
-from pipeline.artifacts.manifest import MANIFEST, Artifact, publishing
+from pipeline.artifacts.manifest import MANIFEST, Artifact
+from pipeline.artifacts.publishing import publishing
 from pipeline.study.kinds import kinds
 
 

@@ -278,7 +278,8 @@ def test_token_ids_take_the_smallest_type_that_holds_them(make_tokens, vocabular
 @pytest.fixture(scope="module")
 def of_bytes(tmp_path_factory):
     """Two documents as bytes, one for each test of what tokens are shown as."""
-    from pipeline.artifacts.manifest import MANIFEST, Artifact, publishing
+    from pipeline.artifacts.manifest import MANIFEST, Artifact
+    from pipeline.artifacts.publishing import publishing
 
     folder = tmp_path_factory.mktemp("bytes")
     spec = Text.model_validate({"kind": "text", "files": [jsonl(folder / "a.jsonl", [{"text": "one"}])], "validation": 0})

@@ -8,7 +8,8 @@ import torch
 
 from pipeline.activations.store import ActivationStore
 from pipeline.artifacts.errors import UserError
-from pipeline.artifacts.manifest import MANIFEST, Artifact, publishing
+from pipeline.artifacts.manifest import MANIFEST, Artifact
+from pipeline.artifacts.publishing import publishing
 from pipeline.evaluation import splice
 from pipeline.evaluation.measured import Measured
 from pipeline.models import checkpoint as models

@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from pipeline.artifacts.errors import UserError
-from pipeline.artifacts.manifest import MANIFEST, publishing
+from pipeline.artifacts.manifest import MANIFEST
+from pipeline.artifacts.publishing import publishing
 from pipeline.evaluation.measured import Measured, batches
 from pipeline.evaluation.splice import losses
 from pipeline.models import checkpoint as models

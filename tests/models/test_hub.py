@@ -10,7 +10,8 @@ import transformers as hf
 from families import CONFIGS, CONTEXT, ENCODERS, VOCABULARY, write
 
 from pipeline.artifacts.errors import UserError
-from pipeline.artifacts.manifest import MANIFEST, Artifact, publishing, sha256
+from pipeline.artifacts.manifest import MANIFEST, Artifact, sha256
+from pipeline.artifacts.publishing import publishing
 from pipeline.models import checkpoint
 from pipeline.models.hooks import record
 from pipeline.models.hub import Spec, fetch

@@ -8,7 +8,8 @@ import torch
 from pydantic import ValidationError
 
 from pipeline.artifacts.errors import UserError
-from pipeline.artifacts.manifest import MANIFEST, Artifact, publishing, sha256
+from pipeline.artifacts.manifest import MANIFEST, Artifact, sha256
+from pipeline.artifacts.publishing import publishing
 from pipeline.models import checkpoint
 from pipeline.models.nanochat import fetch
 from pipeline.study.models.nanochat import Nanochat

@@ -9,7 +9,8 @@ from pydantic import ValidationError
 from safetensors.torch import load_file
 
 from pipeline.artifacts.errors import UserError
-from pipeline.artifacts.manifest import MANIFEST, Artifact, publishing
+from pipeline.artifacts.manifest import MANIFEST, Artifact
+from pipeline.artifacts.publishing import publishing
 from pipeline.models import checkpoint
 from pipeline.models.examples import examples
 from pipeline.models.measure import measure

@@ -7,7 +7,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline.artifacts.manifest import MANIFEST, publishing
+from pipeline.artifacts.manifest import MANIFEST
+from pipeline.artifacts.publishing import publishing
 from pipeline.report.results import Results, load
 from pipeline.study.graph import Graph
 from pipeline.study.study import parse

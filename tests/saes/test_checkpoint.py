@@ -10,7 +10,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from pipeline.artifacts.errors import DamagedArtifact
-from pipeline.artifacts.manifest import MANIFEST, Artifact, publishing
+from pipeline.artifacts.manifest import MANIFEST, Artifact
+from pipeline.artifacts.publishing import publishing
 from pipeline.saes import checkpoint
 from pipeline.saes.relu import Module
 from tests.saes.formulas import ALL, BATCHTOPK, GATED, JUMPRELU, MATRYOSHKA, RELU, SHIFTED, TOPK
