@@ -49,7 +49,7 @@ def run(step: Callable[..., None]) -> None:
         _end(str(error))
     except Exception:
         if _ended_by_another():
-            sys.exit(1)
+            os._exit(1)  # on the way out of Python, threads that still wait for the other process would end this one with words of C++
         raise
     if int(os.environ.get("RANK", 0)):
         return
