@@ -23,7 +23,7 @@ from torch.autograd.function import once_differentiable
 
 from pipeline.saes import latents
 from pipeline.saes.base import SAE, Losses, Step, error_share
-from pipeline.saes.product import where
+from pipeline.saes.product import kept
 from pipeline.study.sae import SAE as SAESpec
 from pipeline.study.saes.jumprelu import JumpReLU as Spec
 
@@ -97,18 +97,18 @@ class _Jump(torch.autograd.Function):
         above = z - theta
         ctx.save_for_backward(z, theta, over)
         ctx.bandwidth = bandwidth
-        return where(z, above), (above > 0).sum().to(z.dtype)
+        return kept(z, above), (above > 0).sum().to(z.dtype)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_f: Tensor, grad_active: Tensor) -> tuple[Tensor | None, ...]:
         z, theta, over = ctx.saved_tensors
         above = z - theta
-        grad_z = where(grad_f, above)
+        grad_z = kept(grad_f, above)
         inside = above.abs_().neg_().add_(ctx.bandwidth / 2)  # positive in the band
         if over is not None:
             inside = torch.minimum(inside, over, out=inside)
-        of_f, of_active = where(grad_f, inside), inside.relu_().sign_()
+        of_f, of_active = kept(grad_f, inside), inside.relu_().sign_()
         if theta.ndim < z.ndim:
             of_f, of_active = of_f.sum(0), of_active.sum(0)
         return grad_z, -(theta * of_f + grad_active * of_active) / ctx.bandwidth, None, None

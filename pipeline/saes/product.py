@@ -32,12 +32,8 @@ def masked(a_BD: Tensor, b_DM: Tensor, bias_M: Tensor, value_BM: Tensor, over_BM
 
 
 def kept(value: Tensor, over: Tensor) -> Tensor:
-    """`value` where `over`, of its shape, is positive, else 0; gradients reach `value`."""
-    return _Kept.apply(value, over)
-
-
-def where(value: Tensor, over: Tensor) -> Tensor:
-    """The same without gradients. A product with a mask, or torch.where, takes several times as long on a processor."""
+    """`value` where `over`, of its shape and without a gradient, is positive, else 0; gradients reach `value`. A product with a mask, or
+    torch.where, takes several times as long on a processor."""
     return torch.ops.aten.threshold_backward(value, over, 0)
 
 
@@ -85,21 +81,9 @@ class _Masked(torch.autograd.Function):
     def forward(ctx: Any, a_BD: Tensor, b_DM: Tensor, bias_M: Tensor, value_BM: Tensor, over_BM: Tensor) -> Tensor:
         ctx.save_for_backward(a_BD, b_DM, over_BM)
         ctx.autocast = _autocast(a_BD)
-        return where(value_BM, over_BM)
+        return kept(value_BM, over_BM)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_BM: Tensor) -> tuple[Tensor | None, ...]:
-        return (*_gradients(ctx, where(grad_BM, ctx.saved_tensors[2])), None, None)
-
-
-class _Kept(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, value: Tensor, over: Tensor) -> Tensor:
-        ctx.save_for_backward(over)
-        return where(value, over)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        return where(grad, *ctx.saved_tensors), None
+        return (*_gradients(ctx, kept(grad_BM, ctx.saved_tensors[2])), None, None)

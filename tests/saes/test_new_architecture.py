@@ -24,13 +24,20 @@ for weight in sys.argv[1:]:
     sae, _ = checkpoint.build({"architecture": "roots", "latents": 200, "weight": float(weight)}, 8)
     x = torch.randn(64, 8, generator=torch.Generator().manual_seed(0))
     sae.initialise(x.mean(0))
+    sae.losses(x, x, Step(variance=8.0)).total.backward()
+    ours, sae.b_dec.grad = sae.b_dec.grad, None
+    f = ((x - sae.b_dec) @ sae.W_enc + sae.b_enc).relu()
+    error, roots = (f @ sae.W_dec + sae.b_dec - x).square().sum() / 8.0, f.clamp_min(1e-6).sqrt().sum()
+    ((error + float(weight) * roots) / 64).backward()
+    off = (ours - sae.b_dec.grad).abs().max().item()
+    sae.zero_grad()
     adam = torch.optim.Adam(sae.parameters(), lr=0.01)
     for _ in range(150):
         losses = sae.losses(x, x, Step(variance=8.0))
         losses.total.backward()
         adam.step()
         adam.zero_grad()
-    found[weight] = {"l0": losses.fired_M.sum().item() / 64, "error": losses.parts["error"].item()}
+    found[weight] = {"l0": losses.fired_M.sum().item() / 64, "error": losses.parts["error"].item(), "off": off}
 print(json.dumps(found))
 """
 
@@ -62,4 +69,5 @@ def test_the_readmes_two_files_are_a_new_architecture_and_change_no_other(copied
     assert after["digests"] == before["digests"]
     free, sparse = after["0.0"], after["0.1"]
     assert sparse["l0"] < 0.5 * free["l0"]
+    assert max(free["off"], sparse["off"]) < 1e-5, "b_dec's gradient is that of the dense formula, through the encoder's input too"
     assert free["error"] < sparse["error"] < 0.5
