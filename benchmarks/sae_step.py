@@ -27,7 +27,7 @@ import torch
 from torch import Tensor
 
 from pipeline import memory
-from pipeline.saes import checkpoint, select
+from pipeline.saes import checkpoint, latents
 from pipeline.saes.product import product
 from pipeline.saes.run import Data, Run
 from pipeline.saes.units import plain
@@ -40,7 +40,6 @@ HELD = 1e-12
 DEAD = 0.1
 OURS: dict[str, tuple[str, dict[str, Any]]] = {
     "topk": ("topk", {}),
-    "topk, selected in bfloat16": ("topk", {"selection": "bfloat16"}),
     "topk with AuxK": ("topk", {}),
     "batchtopk": ("batchtopk", {}),
     "matryoshka": ("matryoshka", {}),
@@ -116,7 +115,7 @@ def compare(shape: str, turns: int, peers: bool) -> list[dict[str, Any]]:
         one = {"shape": shape, "tool": tool, "architecture": label, **timed(step, x, W_enc, turns)}
         if run is not None:
             one["l0"] = run.fired_M.sum().item() / run.at.counted
-            if "selected" in label:
+            if label == "topk":
                 one["differing"] = differing(run.sae, x, k)
         beside = f"  L0 {one['l0']:.0f}" if "l0" in one else ""
         beside += f", {one['differing']:.1e} of selections differ" if "differing" in one else ""
@@ -195,8 +194,8 @@ def differing(sae: Any, x: Tensor, k: int) -> float:
     centred = sae.centred(x)
     pre = sae.pre(centred)
     largest = torch.zeros_like(pre, dtype=torch.bool).scatter_(1, pre.topk(k, dim=1).indices, True) & (pre > 0)
-    active, _ = select.screened(centred, sae.W_enc, sae.b_enc, k, False)
-    chosen = active.dense(torch.ones(len(active.index))) > 0
+    chosen = latents.largest(centred, sae.W_enc, sae.b_enc, k)
+    chosen = chosen.active.dense(chosen.values) > 0
     return ((largest & ~chosen).sum() / largest.sum()).item()
 
 

@@ -7,27 +7,23 @@ the variance of what they are to reconstruct, so that its weight depends on no s
 import torch
 from torch import Tensor
 
-from pipeline.saes import latents, select
+from pipeline.saes import latents
 from pipeline.saes.base import SAE, Step
-from pipeline.saes.product import product
 
 
-def part(sae: SAE, centred_BD: Tensor, pre_BM: Tensor | None, error_BE: Tensor, at: Step) -> dict[str, Tensor]:
+def part(sae: SAE, centred_BD: Tensor, error_BE: Tensor, at: Step) -> dict[str, Tensor]:
     """`{"auxk": loss}`; nothing while no latent is dead.
 
-    `pre_BM` are the pre-activations, if they are known; `error_BE` is the reconstruction less what it is to be. Gradients reach the dead
-    latents that are chosen, and nothing else.
+    `error_BE` is the reconstruction less what it is to be. Gradients reach the dead latents that are chosen, and nothing else.
     """
     if not sae.spec.auxk or at.dead_M is None or not (dead := int(at.dead_M.sum())):
         return {}
     number, centred_BD = at.dead_M.nonzero().squeeze(1), centred_BD.detach()
     # of the dead alone: products with all others' weights would be zeros
     W_enc, b_enc, W_dec = sae.W_enc.T.index_select(0, number).T, sae.b_enc.index_select(0, number), sae.W_dec.index_select(0, number)
-    pre_BN = product(centred_BD, W_enc, b_enc).detach() if pre_BM is None else pre_BM.detach().index_select(1, number)
-    index_BK = select.rows(pre_BN, min(dead, max(1, centred_BD.shape[1] // 2)))
-    f = latents.chosen(index_BK, centred_BD, W_enc, b_enc, pre_BN)
+    f = latents.largest(centred_BD, W_enc, b_enc, min(dead, max(1, centred_BD.shape[1] // 2)))
     wanted_BE = -error_BE.detach()
-    found = (f.replaced(f.values.relu()).decode(W_dec) - wanted_BE).square().sum()
+    found = (f.decode(W_dec) - wanted_BE).square().sum()
     rows = at.summed(torch.tensor(float(len(wanted_BE)), device=wanted_BE.device))
     mean_E = at.summed(wanted_BE.sum(0)) / rows
     variance = at.summed((wanted_BE - mean_E).square().sum()) / rows

@@ -50,25 +50,24 @@ class Module(SAE):
         return torch.zeros_like(pre_BM).index_put_((active.row, active.index), pre_BM[active.row, active.index])
 
     def losses(self, x_BD: Tensor, y_BE: Tensor, at: Step) -> Losses:
-        centred_BD, f, pre_BM = self.survivors(x_BD, at)
+        centred_BD, f = self.survivors(x_BD, at)
         error_BE = self.reconstruct(f, x_BD) - y_BE
         squared = error_BE.square().sum()
         error = error_share(squared, len(x_BD), at.variance)
-        parts = {"error": error, **auxk.part(self, centred_BD, pre_BM, error_BE, at)}
+        parts = {"error": error, **auxk.part(self, centred_BD, error_BE, at)}
         return Losses(error + self.spec.auxk * parts.get("auxk", 0.0), parts, f.fired(), squared)
 
-    def survivors(self, x_BD: Tensor, at: Step) -> tuple[Tensor, latents.Latents, Tensor]:
-        """The encoder's input, the latents that survive, and all pre-activations. The threshold follows."""
+    def survivors(self, x_BD: Tensor, at: Step) -> tuple[Tensor, latents.Latents]:
+        """The encoder's input, and the latents that survive. The threshold follows."""
         centred_BD = self.centred(x_BD)
-        pre_BM = self.pre(centred_BD)
         rows = int(at.summed(torch.tensor(len(x_BD), device=x_BD.device)))
         k = at.k or self.spec.k
-        active, smallest = select.batch(pre_BM, rows * k, at.gathered, at.rank)
+        f, smallest = latents.largest_of_batch(centred_BD, self.W_enc, self.bias(), rows * k, at.gathered, at.rank)
         if self.training:
             self._follow(smallest)
             if k != self.spec.k:
                 self.batches.zero_()
-        return centred_BD, latents.at(active, centred_BD, self.W_enc, self.bias(), pre_BM), pre_BM
+        return centred_BD, f
 
     @torch.no_grad()
     def _follow(self, smallest: Tensor) -> None:

@@ -36,8 +36,7 @@ class Module(SAE):
 
     def losses(self, x_BD: Tensor, y_BE: Tensor, at: Step) -> Losses:
         centred_BD = self.centred(x_BD)
-        pre_BM = self.pre(centred_BD)
-        gate = latents.where(pre_BM, centred_BD, self.W_enc, self.bias("b_gate"), pre_BM)
+        gate = latents.above(centred_BD, self.W_enc, self.bias("b_gate"))
         f = gate.replaced(self._magnitude(gate.values, gate.spread(self.r_mag.exp()), gate.spread(self._offset())))
         rows = len(x_BD)
         squared = (self.reconstruct(f, x_BD) - y_BE).square().sum()

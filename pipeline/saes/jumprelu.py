@@ -68,10 +68,8 @@ class Module(SAE):
             with torch.no_grad():
                 self.threshold.clamp_(min=0)
         centred_BD = self.centred(x_BD)
-        pre_BM = self.pre(centred_BD)
-        over_BM = pre_BM.detach() - (self.threshold.detach() - self.spec.bandwidth / 2)
-        z = latents.where(over_BM, centred_BD, self.W_enc, self.bias(), pre_BM)
-        values, active = jump(z.values, z.spread(self.threshold), self.spec.bandwidth, None if z.active else over_BM)
+        z = latents.above(centred_BD, self.W_enc, self.bias(), self.threshold - self.spec.bandwidth / 2, precise=True)
+        values, active = jump(z.values, z.spread(self.threshold), self.spec.bandwidth, None if z.active else z.over_BM)
         f = replace(z, values=values)
         squared = (self.reconstruct(f, x_BD) - y_BE).square().sum()
         rows = len(x_BD)

@@ -4,13 +4,15 @@ Only the encoder's product is dense; what follows touches the active latents alo
 form of one line, which tests compare with (values and gradients, in float64).
 
 - decode: sums of gathered decoder rows (embedding_bag)
-- gradient of the active values: N inner products of D (sampled_addmm)
+- gradient of the active values: N inner products of D (compiled.py; sampled_addmm)
 - gradients of the two weight matrices: sums of gathered rows of the batch, by latent (embedding_bag over the transposed pairs)
 
-All of them are PyTorch's own, on every device. On a processor they give the same bits each time: each sum is taken in one order.
+All but a loop or two for large batches on a processor are PyTorch's own, on every device. On a processor they give the same bits each time:
+each sum is taken in one order.
 """
 
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -20,12 +22,16 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn.functional import embedding_bag
 
+from pipeline.saes import compiled
+
 warnings.filterwarnings("ignore", message="Sparse CSR tensor support is in beta state")
 
 SPARSE_BELOW = 0.1
 """Share of active latents under which the sparse products are the faster ones."""
 
 
+_TRANSPOSED_FROM = 2**14
+"""Pairs from which a loop transposes them sooner than a sort."""
 _WORD = 8
 """Entries of a mask that one integer holds."""
 
@@ -60,6 +66,11 @@ class Active:
     index: Tensor
     """Latent of each pair (N,)."""
 
+    def kept(self, mask_N: Tensor, values_N: Tensor) -> tuple["Active", Tensor]:
+        """The pairs where a mask is true, and their values."""
+        starts = torch.nn.functional.pad(mask_N.cumsum(0), (1, 0))[self.starts]
+        return Active(self.rows, self.latents, starts, self.index[mask_N]), values_N[mask_N]
+
     @classmethod
     def where(cls, mask_BM: Tensor) -> "Active":
         """The pairs where a mask is true."""
@@ -85,11 +96,14 @@ class Active:
     @cached_property
     def compact(self) -> tuple[Tensor, Tensor]:
         """`starts` and `index` in the integers that products read fastest."""
-        return self.starts.int(), self.index.int()
+        return self.starts.int().contiguous(), self.index.int().contiguous()
 
     @cached_property
     def by_latent(self) -> tuple[Tensor, Tensor, Tensor]:
         """The transpose: where each latent's pairs begin (M + 1,), their rows, and the order that sorts pairs so; as `compact`."""
+        if len(self.index) >= _TRANSPOSED_FROM and not self.index.is_cuda:
+            found = compiled.transpose(*(each.numpy() for each in self.compact), self.latents)
+            return torch.from_numpy(found[0]), torch.from_numpy(found[1]), torch.from_numpy(found[2])
         order = self.compact[1].argsort(stable=True)
         starts = torch.nn.functional.pad(torch.bincount(self.index, minlength=self.latents).cumsum(0), (1, 0))
         return starts.int(), self.row[order].int(), order.int()
@@ -111,9 +125,22 @@ class Active:
 
     def inner(self, left_BD: Tensor, right_MD: Tensor) -> Tensor:
         """Inner product of each pair's rows (N,)."""
+        if compiled.pays(len(self.index) * left_BD.shape[1], left_BD, right_MD):
+            return self._looped(compiled.inner, left_BD, right_MD)
         values = left_BD.new_zeros(len(self.index))
         pattern = torch.sparse_csr_tensor(*self.compact, values, (self.rows, self.latents), check_invariants=False)
         return torch.sparse.sampled_addmm(pattern, left_BD, right_MD.T, beta=0.0).values()
+
+    def values_of(self, dense_BM: Tensor) -> Tensor:
+        """What a dense matrix has at the pairs (N,)."""
+        if compiled.pays(dense_BM.numel(), dense_BM):
+            return self._looped(compiled.values_at, dense_BM)
+        return dense_BM[self.row, self.index]
+
+    def _looped(self, loop: Callable[..., None], *given: Tensor) -> Tensor:
+        out = torch.empty(len(self.index))
+        compiled.parallel(loop, self.rows, *given, *self.compact, out)
+        return out
 
     def sums(self, values_N: Tensor) -> Tensor:
         """Sum of each latent's values (M,)."""
@@ -131,6 +158,15 @@ class Active:
 
 def _bags(starts: Tensor, index_N: Tensor, weights_N: Tensor | None, table: Tensor) -> Tensor:
     """Weighted sums of rows of a table, one for each stretch of the pairs; 0 for an empty one."""
+    stretches = len(starts) - 1
+    if (
+        weights_N is not None
+        and compiled.pays(len(index_N) * table.shape[1], table)
+        and compiled.tiles_pay(len(index_N), stretches, table.detach().numpy(), 8)
+    ):
+        out = torch.empty(stretches, table.shape[1])
+        compiled.parallel(compiled.sums, stretches, starts, index_N, weights_N, table, out)
+        return out
     weights_N = None if weights_N is None else weights_N.detach()  # what needs a gradient is summed by a slower kernel
     return embedding_bag(index_N, table.detach(), starts, mode="sum", per_sample_weights=weights_N, include_last_offset=True)
 

@@ -1,21 +1,24 @@
 """The latents of a batch while training, few of them active: an architecture's formula is written once, and the products are dense or
-sparse, whichever is the faster (kernels.py).
+sparse, whichever is the faster (kernels.py). What is active is found by the dense product, or from a rough one (screen.py).
 
 `values` are (N,), those of the active pairs in order, or dense (B, M) and zero elsewhere. Activation functions with settings of each latent
 take `spread(settings_M)` beside the values.
 """
 
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-from pipeline.saes import kernels
+from pipeline.saes import kernels, screen, select
 from pipeline.saes.product import kept, masked, product
 
 _NONE = torch.empty(0)
 _SAMPLE = 64
 """Rows by which the share of active latents is judged: counting all costs as much as a sparse product."""
+_FEW = 16
+"""The same, where their product comes on top."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,27 +63,57 @@ class Latents:
         return values.sign().abs_().sum(0).nan_to_num_().long()
 
 
-def where(over_BM: Tensor, x_BD: Tensor, W_enc: Tensor, b_enc: Tensor, pre_BM: Tensor) -> Latents:
-    """Pre-activations where `over_BM` is positive. `pre_BM` is the value of `x @ W_enc + b_enc`; gradients reach x, W_enc and b_enc, not
-    it."""
-    over_BM = over_BM.detach()
+def above(x_BD: Tensor, W_enc: Tensor, b_enc: Tensor, floor_M: Tensor | None = None, precise: bool = False) -> Latents:
+    """Pre-activations `x @ W_enc + b_enc` where they are larger than `floor` (0); `precise`: in their own precision under autocast too."""
+    x, W, b, floor = x_BD.detach(), W_enc.detach(), b_enc.detach(), None if floor_M is None else floor_M.detach()
+    if screen.pays(x, W, 0.0):
+        some_RM = _over(product(x[:: max(1, len(x) // _FEW)], W, b), floor)
+        share = (some_RM > 0).sum().item() / some_RM.numel()
+        if screen.pays(x, W, share * W.shape[1]) and (found := screen.above(x, W, b, floor, share * W.shape[1])):
+            return known(*found, x_BD, W_enc, b_enc)
+    with torch.autocast(x.device.type, enabled=False) if precise else nullcontext():
+        pre_BM = product(x, W, b)
+    over_BM = _over(pre_BM, floor)
     sample = over_BM[:: max(1, len(over_BM) // _SAMPLE)]
     if kernels.pays(int((sample > 0).sum()), *sample.shape):
         return _sparse(kernels.Active.where(over_BM > 0), x_BD, W_enc, b_enc, pre_BM)
     return Latents(masked(x_BD, W_enc, b_enc, pre_BM, over_BM), None, over_BM)
 
 
+def _over(pre_BM: Tensor, floor_M: Tensor | None) -> Tensor:
+    return pre_BM if floor_M is None else pre_BM - floor_M
+
+
+def largest(x_BD: Tensor, W_enc: Tensor, b_enc: Tensor, k: int, signed: bool = False) -> Latents:
+    """The k largest pre-activations of each row; of the positive ones unless `signed`."""
+    x, W, b = x_BD.detach(), W_enc.detach(), b_enc.detach()
+    if screen.pays(x, W, k) and (found := screen.largest(x, W, b, k, signed)):
+        return known(*found, x_BD, W_enc, b_enc)
+    pre_BM = product(x, W, b)
+    f = at(kernels.Active.chosen(select.rows(pre_BM, k), W.shape[1]), x_BD, W_enc, b_enc, pre_BM)
+    return f if signed else f.replaced(f.values.relu())
+
+
+def largest_of_batch(
+    x_BD: Tensor, W_enc: Tensor, b_enc: Tensor, count: int, gathered: select.Gathered = select.alone, rank: int = 0
+) -> tuple[Latents, Tensor]:
+    """The `count` largest positive pre-activations of a batch, and the smallest of them (); `gathered` and `rank` as in select.py."""
+    x, W, b = x_BD.detach(), W_enc.detach(), b_enc.detach()
+    if screen.pays(x, W, count / max(1, len(x))) and (found := screen.largest_of_batch(x, W, b, count)):
+        active, values_N = found
+        kept_N, smallest = select.among(values_N, count, gathered, rank)
+        return known(*active.kept(kept_N, values_N), x_BD, W_enc, b_enc), smallest
+    pre_BM = product(x, W, b)
+    active, smallest = select.batch(pre_BM, count, gathered, rank)
+    return at(active, x_BD, W_enc, b_enc, pre_BM), smallest
+
+
 def at(active: kernels.Active, x_BD: Tensor, W_enc: Tensor, b_enc: Tensor, pre_BM: Tensor) -> Latents:
-    """Pre-activations at some pairs, as `where`."""
+    """Pre-activations at some pairs; `pre_BM` is the value of `x @ W_enc + b_enc`, and gradients reach x, W_enc and b_enc, not it."""
     if kernels.pays(len(active.index), *pre_BM.shape):
         return _sparse(active, x_BD, W_enc, b_enc, pre_BM)
     over_BM = active.dense(torch.ones(len(active.index), dtype=pre_BM.dtype, device=pre_BM.device))
     return Latents(masked(x_BD, W_enc, b_enc, pre_BM, over_BM), None, over_BM)
-
-
-def chosen(index_BK: Tensor, x_BD: Tensor, W_enc: Tensor, b_enc: Tensor, pre_BM: Tensor) -> Latents:
-    """Pre-activations of K latents in each row, as `where`."""
-    return at(kernels.Active.chosen(index_BK, pre_BM.shape[1]), x_BD, W_enc, b_enc, pre_BM)
 
 
 def known(active: kernels.Active, values_N: Tensor, x_BD: Tensor, W_enc: Tensor, b_enc: Tensor) -> Latents:
@@ -89,4 +122,4 @@ def known(active: kernels.Active, values_N: Tensor, x_BD: Tensor, W_enc: Tensor,
 
 
 def _sparse(active: kernels.Active, x_BD: Tensor, W_enc: Tensor, b_enc: Tensor, pre_BM: Tensor) -> Latents:
-    return known(active, pre_BM.detach()[active.row, active.index], x_BD, W_enc, b_enc)
+    return known(active, active.values_of(pre_BM), x_BD, W_enc, b_enc)

@@ -22,14 +22,14 @@ class Module(batchtopk.Module):
     spec: Spec
 
     def losses(self, x_BD: Tensor, y_BE: Tensor, at: Step) -> Losses:
-        centred_BD, f, pre_BM = self.survivors(x_BD, at)
+        centred_BD, f = self.survivors(x_BD, at)
         error_BE = self.b_dec - y_BE if self.W_skip is None else self.b_dec + x_BD @ self.W_skip.T - y_BE
         sizes, squares = [0, *self.spec.sizes(len(self.W_dec))], []
         for (low, high), W_dec in zip(pairwise(sizes), self.W_dec.split([high - low for low, high in pairwise(sizes)]), strict=True):
             error_BE = error_BE + f.between(low, high).decode(W_dec)
             squares.append(error_BE.square().sum())
         errors = [error_share(squared, len(x_BD), at.variance) for squared in squares]
-        parts = {"error": errors[-1], **auxk.part(self, centred_BD, pre_BM, error_BE, at)}
+        parts = {"error": errors[-1], **auxk.part(self, centred_BD, error_BE, at)}
         parts |= {f"error_{number}": error for number, error in enumerate(errors[:-1])}
         total = torch.stack(errors).mean() + self.spec.auxk * parts.get("auxk", 0.0)
         return Losses(total, parts, f.fired(), squares[-1])

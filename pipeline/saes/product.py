@@ -31,6 +31,16 @@ def masked(a_BD: Tensor, b_DM: Tensor, bias_M: Tensor, value_BM: Tensor, over_BM
     return _Masked.apply(a_BD, b_DM, bias_M, value_BM.detach(), over_BM)
 
 
+def halves(a_BD: Tensor, b_DM: Tensor, bias_M: Tensor) -> Tensor:
+    """`a @ b + bias` of factors in bfloat16 and a bias in float32: the sum is in float32, and rounded once."""
+    return torch.ops.mkldnn._linear_pointwise(a_BD, b_DM.T, bias_M, "none", [], "")
+
+
+def has_halves() -> bool:
+    """Whether this machine has that, faster than the product in float32."""
+    return torch.bfloat16 in _ONEDNN
+
+
 def kept(value: Tensor, over: Tensor) -> Tensor:
     """`value` where `over`, of its shape and without a gradient, is positive, else 0; gradients reach `value`. A product with a mask, or
     torch.where, takes several times as long on a processor."""

@@ -24,8 +24,7 @@ class Module(SAE):
 
     def losses(self, x_BD: Tensor, y_BE: Tensor, at: Step) -> Losses:
         centred_BD = self.centred(x_BD)
-        pre_BM = self.pre(centred_BD)
-        f = latents.where(pre_BM, centred_BD, self.W_enc, self.bias(), pre_BM)
+        f = latents.above(centred_BD, self.W_enc, self.bias())
         squared = (self.reconstruct(f, x_BD) - y_BE).square().sum()
         rows = len(x_BD)
         weighted = f.sums() * self.W_dec.norm(dim=1) if self.spec.penalty == "decoder-norm" else f.values

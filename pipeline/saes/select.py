@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from pipeline.saes.kernels import Active, places
-from pipeline.saes.product import product
 
+Gathered = Callable[[Tensor], Tensor]
+"""Joins the values of all processes that share a batch."""
 _BLOCK = 32
 """Latents in a block: of shorter ones PyTorch takes maxima more slowly."""
 
@@ -24,28 +25,6 @@ def rows(pre_BM: Tensor, k: int) -> Tensor:
     row, index, value = _above(pre_BM, k)
     starts, together_BN = _by_row(row, value, len(pre_BM))
     return index[starts[:-1].unsqueeze(1) + together_BN.topk(k, dim=1, sorted=False).indices]
-
-
-def screened(x_BD: Tensor, W_enc: Tensor, b_enc: Tensor, k: int, signed: bool) -> tuple[Active, Tensor]:
-    """The k largest of each row of `x @ W_enc + b_enc`, of the positive ones unless `signed`, and their values (N,).
-
-    The whole product is computed in bfloat16 alone; of somewhat more than k candidates in each row the values are then computed exactly.
-    A latent is missed only if rounding moves it past all the candidates that are not chosen. What rows have in common is added in float32:
-    in bfloat16, a large mean that b_enc cancels would leave nothing but its rounding.
-    """
-    x_BD, W_enc, b_enc = x_BD.detach(), W_enc.detach(), b_enc.detach()
-    rows, latents = len(x_BD), W_enc.shape[1]
-    mean_D = x_BD.mean(0)
-    rough_BM = product((x_BD - mean_D).bfloat16(), W_enc.bfloat16(), mean_D @ W_enc + b_enc)
-    row, index, _ = _above(rough_BM, min(latents, k + max(4, k // 8)))
-    candidates = Active.pairs(row, index, rows, latents)
-    value = candidates.inner(x_BD, W_enc.T) + b_enc[index]
-    starts, together_BN = _by_row(row, value, rows)
-    chosen_BK = starts[:-1].unsqueeze(1) + together_BN.topk(k, dim=1, sorted=False).indices
-    kept = torch.zeros_like(row, dtype=torch.bool).index_fill_(0, chosen_BK.flatten(), True)
-    if not signed:
-        kept &= ~(value <= 0)
-    return Active.pairs(row[kept], index[kept], rows, latents), value[kept]
 
 
 def _blocks_pay(pre_BM: Tensor, k: int) -> bool:
@@ -74,24 +53,35 @@ def _by_row(row_N: Tensor, value_N: Tensor, rows: int) -> tuple[Tensor, Tensor]:
     return starts, room.index_put_((row_N, column), value_N)
 
 
-def batch(pre_BM: Tensor, count: int, gathered: Callable[[Tensor], Tensor] = lambda value: value, rank: int = 0) -> tuple[Active, Tensor]:
-    """The pairs that are positive and among the `count` largest of the batch, and the smallest value among them () (0 where there is none).
+def alone(value: Tensor) -> Tensor:
+    """Of a batch that no other process shares."""
+    return value
 
-    `gathered` joins the values of all processes that share the batch, of which this is number `rank`: the `count` largest are then of all
-    of them, the pairs those of this one. Of equal values at the edge the first by row and latent of the whole batch are kept, so that there
-    are no more than `count`. NaN is kept, and the loss tells it.
-    """
+
+def batch(pre_BM: Tensor, count: int, gathered: Gathered = alone, rank: int = 0) -> tuple[Active, Tensor]:
+    """The pairs that are positive and `among` the `count` largest of the batch, and the smallest value of them (). NaN is kept, and the
+    loss tells it."""
     pre_BM = pre_BM.detach()
     row, index, value = _candidates(pre_BM, count)
-    largest = pre_BM.new_zeros(count)
-    found = value.topk(min(count, len(value)), sorted=False).values
-    largest[: len(found)] = found
-    kept = gathered(largest).topk(count, sorted=False).values
-    edge = torch.where(kept > 0, kept, torch.inf).amin()
-    at_edge = value == edge
-    room = (kept == edge).sum() - gathered(at_edge.sum().reshape(1))[:rank].sum()
-    inside = ~(value <= edge) | (at_edge & (at_edge.cumsum(0) <= room))
-    return Active.pairs(row[inside], index[inside], *pre_BM.shape), edge.nan_to_num(posinf=0.0)
+    inside, smallest = among(value, count, gathered, rank)
+    return Active.pairs(row[inside], index[inside], *pre_BM.shape), smallest
+
+
+def among(value_N: Tensor, count: int, gathered: Gathered = alone, rank: int = 0) -> tuple[Tensor, Tensor]:
+    """Which values (N,) are among the `count` largest, and the smallest of these () (0 where there is none). All are positive, or NaN.
+
+    `gathered` joins the values of all processes that share the batch, of which this is number `rank`: the `count` largest are then of all
+    of them. Of equal values at the edge the first of the whole batch are kept, so that there are no more than `count`.
+    """
+    of_all = gathered(value_N)
+    if len(of_all) > count:
+        edge = of_all.kthvalue(len(of_all) - count + 1).values.nan_to_num(torch.inf, posinf=torch.inf)
+    else:
+        edge = torch.cat([of_all, of_all.new_full((1,), torch.inf)]).nan_to_num(torch.inf, posinf=torch.inf).amin()
+    at_edge = value_N == edge
+    room = count - (~(of_all <= edge)).sum() - gathered(at_edge.sum().reshape(1))[:rank].sum()
+    inside = ~(value_N <= edge) | (at_edge & (at_edge.cumsum(0) <= room))
+    return inside, edge.nan_to_num(posinf=0.0)
 
 
 def _candidates(pre_BM: Tensor, count: int) -> tuple[Tensor, Tensor, Tensor]:

@@ -3,7 +3,7 @@
 - the k largest pre-activations survive, then ReLU: fewer than k latents fire when few are positive; or, `signed`, as they are
 - the loss is the error as a share of the activations' variance; there is no penalty
 - dead latents learn from what the others leave (AuxK, auxk.py)
-- only the encoder's product is dense (kernels.py), and where the machine has products in bfloat16 it need not be exact (select.py)
+- only the encoder's product is dense (kernels.py), and where the machine has products in bfloat16 it is one of these (screen.py)
 """
 
 from typing import Any
@@ -34,21 +34,12 @@ class Module(SAE):
 
     def losses(self, x_BD: Tensor, y_BE: Tensor, at: Step) -> Losses:
         centred_BD = self.centred(x_BD)
-        pre_BM, f = self._survivors(centred_BD, at.k or self.spec.k)
+        f = latents.largest(centred_BD, self.W_enc, self.bias(), at.k or self.spec.k, self.spec.signed)
         error_BE = self.reconstruct(f, x_BD) - y_BE
         squared = error_BE.square().sum()
         error = error_share(squared, len(x_BD), at.variance)
-        parts = {"error": error, **auxk.part(self, centred_BD, pre_BM, error_BE, at)}
+        parts = {"error": error, **auxk.part(self, centred_BD, error_BE, at)}
         return Losses(error + self.spec.auxk * parts.get("auxk", 0.0), parts, f.fired(), squared)
-
-    def _survivors(self, centred_BD: Tensor, k: int) -> tuple[Tensor | None, latents.Latents]:
-        """All pre-activations, where they are known exactly, and the latents that survive."""
-        if self.spec.selection == "bfloat16":
-            active, values_N = select.screened(centred_BD, self.W_enc, self.b_enc, k, self.spec.signed)
-            return None, latents.known(active, values_N, centred_BD, self.W_enc, self.bias())
-        pre_BM = self.pre(centred_BD)
-        f = latents.chosen(select.rows(pre_BM, k), centred_BD, self.W_enc, self.bias(), pre_BM)
-        return pre_BM, f if self.spec.signed else f.replaced(f.values.relu())
 
     def saelens(self) -> dict[str, Any]:
         return {**super().saelens(), "k": self.spec.k, "rescale_acts_by_decoder_norm": False}

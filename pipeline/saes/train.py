@@ -82,13 +82,8 @@ def loader(source: Source, spec: Spec) -> ActivationLoader:
 def begun(sae: SAE, spec: Spec, source: Source, batches: ActivationLoader, group: Group = ALONE, name: str = "") -> Run:
     """A run before its first step; `name` stands before its messages. Raises UserError when it cannot be as `spec` says."""
     settings, store, called = spec.training, source.store, f"{name}: " if name else ""
-    precise = {
-        "training.precision": (settings.precision, "float32"),
-        "selection": (getattr(spec, "selection", "exact"), "exact"),
-    }
-    for setting, (given, instead) in precise.items():
-        if given == "bfloat16" and not has_bfloat16(device()):
-            raise UserError(f"{called}{setting}: this machine has no products in bfloat16; give {instead}")
+    if settings.precision == "bfloat16" and not has_bfloat16(device()):
+        raise UserError(f"{called}training.precision: this machine has no products in bfloat16; give float32")
     if source.validation is None and (taken := settings.held_out()):
         raise UserError(f"{called}training.{taken}: goes by a loss on held-out rows, and the activations have no `validation` split")
     steps = settings.epochs * batches.steps()

@@ -35,7 +35,7 @@ def masks() -> dict[str, torch.Tensor]:
 def test_a_formula_has_the_values_and_gradients_of_its_dense_form(products, mask):
     ours, plain = weights(), weights()
     x, W_enc, b_enc, W_dec, scale = ours
-    f = latents.where(mask.double(), x, W_enc, b_enc, x @ W_enc + b_enc)
+    f = latents.at(kernels.Active.where(mask), x, W_enc, b_enc, x @ W_enc + b_enc)
     assert (f.active is not None) == (products == "sparse")
     f = f.replaced((f.values * f.spread(scale)).relu())
     found = f.decode(W_dec)
@@ -61,7 +61,7 @@ def test_chosen_latents_are_those_of_the_mask(products):
     pre = x @ W_enc + b_enc
     index = pre.topk(4).indices
     mask = torch.zeros_like(pre, dtype=torch.bool).scatter(1, index, True)
-    found = latents.chosen(index, x, W_enc, b_enc, pre)
+    found = latents.largest(x, W_enc, b_enc, 4, signed=True)
     assert (found.active is not None) == (products == "sparse")
     torch.testing.assert_close(found.decode(W_dec), (pre * mask) @ W_dec)
     torch.testing.assert_close(latents.at(kernels.Active.where(mask), x, W_enc, b_enc, pre).decode(W_dec), (pre * mask) @ W_dec)
@@ -73,5 +73,5 @@ def test_a_value_on_the_support_that_is_zero_has_not_fired(products):
     mask[2, 3] = mask[4, 3] = mask[4, 7] = True
     pre = torch.ones(ROWS, LATENTS, dtype=torch.float64)
     pre[4, 3] = 0
-    fired = latents.where(mask.double(), x, W_enc, b_enc, pre).fired()
+    fired = latents.at(kernels.Active.where(mask), x, W_enc, b_enc, pre).fired()
     assert {number: int(count) for number, count in enumerate(fired) if count} == {3: 1, 7: 1}

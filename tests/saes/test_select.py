@@ -1,4 +1,4 @@
-"""Selection against torch.topk, as sets, and selection in bfloat16 against the exact product."""
+"""Selection against torch.topk, as sets."""
 
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -124,36 +124,3 @@ def test_processes_that_share_a_batch_keep_what_one_would(ties):
     assert all(smallest == edge for _, smallest in found)
     mask = torch.cat([active.dense(torch.ones(len(active.index))) for active, _ in found])
     assert torch.equal(mask, whole.dense(torch.ones(len(whole.index))))
-
-
-@pytest.mark.parametrize("signed", [False, True])
-@pytest.mark.parametrize(("latents", "k"), [(1024, 8), (50, 8), (8, 8)])
-def test_values_of_latents_selected_in_bfloat16_are_exact(latents, k, signed):
-    x, W_enc, b_enc = random(40, 16), random(latents, 16, seed=1).T, random(latents, seed=2)
-    active, values = select.screened(x, W_enc, b_enc, k, signed)
-    exact = (x.double() @ W_enc.double() + b_enc).float()
-    torch.testing.assert_close(values, exact[active.row, active.index], rtol=1e-5, atol=1e-5)
-    kept = exact.topk(k)
-    expected = torch.zeros_like(exact, dtype=torch.bool).scatter(1, kept.indices, signed | (kept.values > 0))
-    found = active.dense(torch.ones_like(values)).bool()
-    assert (found != expected).sum() <= 0.01 * expected.sum()
-    assert found.sum(1).amax() <= k
-    assert signed or (values > 0).all()
-
-
-def test_selection_in_bfloat16_withstands_an_offset_that_b_enc_cancels():
-    x, W_enc = random(40, 16) + 1000, random(1024, 16, seed=1).T
-    b_enc = random(1024, seed=2) - 1000 * W_enc.sum(0)
-    active, values = select.screened(x, W_enc, b_enc, 8, False)
-    exact = x.double() @ W_enc.double() + b_enc.double()
-    expected = torch.zeros_like(exact, dtype=torch.bool).scatter(1, exact.topk(8).indices, True)
-    assert (active.dense(torch.ones_like(values)).bool() != expected).sum() <= 0.01 * expected.sum()
-
-
-def test_selection_in_bfloat16_tells_apart_what_bfloat16_cannot():
-    """Pre-activations 1 and 1 + 2^-10 are one number in bfloat16."""
-    W_enc = torch.zeros(1, 512)
-    W_enc[0, 100:106] = 1 + 2.0**-10 * torch.arange(6)
-    active, values = select.screened(torch.ones(1, 1), W_enc, torch.zeros(512), 2, False)
-    assert sorted(active.index.tolist()) == [104, 105]
-    assert sorted(values.tolist()) == [1 + 4 * 2.0**-10, 1 + 5 * 2.0**-10]

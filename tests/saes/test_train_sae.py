@@ -234,12 +234,6 @@ def test_bfloat16_without_such_products_is_told(store, monkeypatch):
         made(store, **TOPK, training={**TRAINING, "precision": "bfloat16"})
 
 
-def test_selection_in_bfloat16_without_such_products_is_told(store, monkeypatch):
-    monkeypatch.setattr("pipeline.saes.train.has_bfloat16", lambda where: False)
-    with pytest.raises(UserError, match=r"selection: .* give exact"):
-        made(store, **TOPK, selection="bfloat16")
-
-
 @pytest.mark.parametrize("taken", [{"keep": "best"}, {"stop_after": 3}, {"schedule": {"shape": "plateau"}}], ids=str)
 def test_what_goes_by_held_out_rows_takes_them(store, taken):
     with pytest.raises(UserError, match=rf"training\.{next(iter(taken))}: .*validation"):

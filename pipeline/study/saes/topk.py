@@ -11,6 +11,3 @@ class TopK(KSparse):
     architecture: Literal["topk"]
     signed: bool = False
     """Whether the largest survive as they are, negative ones too; otherwise ReLU follows."""
-    selection: Literal["exact", "bfloat16"] = "exact"
-    """While training: from pre-activations in float32; or from somewhat more than k candidates that a product in bfloat16 finds, whose
-    values are then computed exactly: faster where the machine has such products, and nearly always the same latents."""

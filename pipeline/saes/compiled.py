@@ -1,0 +1,194 @@
+"""Loops over pairs (row, latent) and over rows of weights that PyTorch has no operation for, compiled by numba: a processor's, in float32.
+What calls them has the same in PyTorch, for all else.
+
+Each is a loop over rows; threads share it in stretches, from one of `edges` to the next, and it gives the same bits whatever these are.
+"""
+
+from collections.abc import Callable
+from threading import Lock
+from typing import Any
+
+import numba
+import numpy as np
+import torch
+from numba import njit, prange
+from torch import Tensor
+
+SUMS = {"reassoc", "contract", "nsz"}
+"""What a sum needs to be taken in the processor's vectors; NaN stays NaN."""
+FROM = 2**20
+"""Numbers read from which a loop is worth its threads."""
+_TILE = 2**20
+"""Bytes of a matrix that stay in a core's own cache while all rows pass."""
+_ROWS = 64
+"""Rows from which a thread is worth it."""
+_ONE = Lock()
+"""Some of numba's ways to share a loop take one at a time."""
+
+
+def pays(numbers: int, *given: Tensor) -> bool:
+    """Whether a loop may take some tensors, and is worth it."""
+    plain = all(tensor.device.type == "cpu" and tensor.dtype == torch.float32 and tensor.is_contiguous() for tensor in given)
+    return plain and numbers >= FROM
+
+
+def stretches(rows: int) -> np.ndarray:
+    """Where the stretches of rows begin that threads share, as many as PyTorch has, and where the last one ends."""
+    most = numba.config.NUMBA_NUM_THREADS  # type: ignore[attr-defined]
+    threads = max(1, min(torch.get_num_threads(), most, rows // _ROWS))
+    return np.arange(threads + 1) * rows // threads
+
+
+def parallel(loop: Callable[..., None], rows: int, *given: Any) -> None:
+    """Runs a loop over all rows."""
+    edges = stretches(rows)
+    with _ONE:
+        numba.set_num_threads(len(edges) - 1)
+        loop(edges, *(each.detach().numpy() if isinstance(each, Tensor) else each for each in given))
+
+
+@njit(nogil=True, cache=True)
+def tiles_pay(pairs, rows, table, several):
+    """Whether a row has `several` pairs in a tile of a table."""
+    return pairs * _TILE >= several * rows * 4 * table.size
+
+
+@njit(nogil=True, cache=True, fastmath=SUMS)
+def _product(left, right):
+    total = np.float32(0)
+    for d in range(len(left)):
+        total += left[d] * right[d]
+    return total
+
+
+@njit(nogil=True, cache=True, fastmath=SUMS)
+def _two_products(left, one, other):
+    first, second = np.float32(0), np.float32(0)
+    for d in range(len(left)):
+        first += left[d] * one[d]
+        second += left[d] * other[d]
+    return first, second
+
+
+@njit(nogil=True, cache=True)
+def _inner(left, right, starts, index, out, low, high):
+    tile = max(1, _TILE // (4 * right.shape[1]))
+    if not tiles_pay(len(index), len(left), right, 4):
+        tile = len(right)
+    at = starts[low : high + 1].copy()
+    for edge in range(tile, len(right) + tile, tile):
+        for row in range(low, high):
+            n, end = at[row - low], starts[row + 1]
+            while n + 1 < end and index[n] < edge and index[n + 1] < edge:
+                out[n], out[n + 1] = _two_products(left[row], right[index[n]], right[index[n + 1]])
+                n += 2
+            if n < end and index[n] < edge:
+                out[n] = _product(left[row], right[index[n]])
+                n += 1
+            at[row - low] = n
+
+
+@njit(parallel=True, cache=True)
+def inner(edges, left, right, starts, index, out):
+    """Inner products of rows of left (B, D) and right (M, D) at pairs that are in order of their rows, and best of their latents."""
+    for part in prange(len(edges) - 1):
+        _inner(left, right, starts, index, out, edges[part], edges[part + 1])
+
+
+@njit(nogil=True, cache=True, fastmath={"contract"})
+def _add(out, a, u):
+    for d in range(len(out)):
+        out[d] += u * a[d]
+
+
+@njit(nogil=True, cache=True, fastmath={"contract"})
+def _add_four(out, a, b, c, d, u, v, w, x):
+    for e in range(len(out)):
+        out[e] += u * a[e] + v * b[e] + w * c[e] + x * d[e]
+
+
+@njit(nogil=True, cache=True)
+def _sums(starts, index, weights, table, out, low, high):
+    tile = max(1, _TILE // (4 * table.shape[1]))
+    for row in range(low, high):
+        for d in range(table.shape[1]):
+            out[row, d] = 0
+    at = starts[low : high + 1].copy()
+    for edge in range(tile, len(table) + tile, tile):
+        for row in range(low, high):
+            n, end = at[row - low], starts[row + 1]
+            while n + 3 < end and index[n + 3] < edge:
+                a, b, c, d = table[index[n]], table[index[n + 1]], table[index[n + 2]], table[index[n + 3]]
+                _add_four(out[row], a, b, c, d, weights[n], weights[n + 1], weights[n + 2], weights[n + 3])
+                n += 4
+            while n < end and index[n] < edge:
+                _add(out[row], table[index[n]], weights[n])
+                n += 1
+            at[row - low] = n
+
+
+@njit(parallel=True, cache=True)
+def sums(edges, starts, index, weights, table, out):
+    """Weighted sums (N, D) of rows of a table, one for each stretch of the pairs, whose indices rise within it."""
+    for part in prange(len(edges) - 1):
+        _sums(starts, index, weights, table, out, edges[part], edges[part + 1])
+
+
+@njit(nogil=True, cache=True)
+def _values_at(pre, starts, index, out, low, high):
+    for row in range(low, high):
+        for n in range(starts[row], starts[row + 1]):
+            out[n] = pre[row, index[n]]
+
+
+@njit(parallel=True, cache=True)
+def values_at(edges, pre, starts, index, out):
+    """Values of pre (B, M) at pairs."""
+    for part in prange(len(edges) - 1):
+        _values_at(pre, starts, index, out, edges[part], edges[part + 1])
+
+
+@njit(nogil=True, cache=True)
+def transpose(starts, index, latents):
+    """Where each latent's pairs begin (M + 1,), their rows, and which pairs they are, in order of their rows."""
+    begins, rows, order = np.zeros(latents + 1, np.int32), np.empty(len(index), np.int32), np.empty(len(index), np.int32)
+    for n in range(len(index)):
+        begins[index[n] + 1] += 1
+    for latent in range(latents):
+        begins[latent + 1] += begins[latent]
+    at = begins[:-1].copy()
+    for row in range(len(starts) - 1):
+        for n in range(starts[row], starts[row + 1]):
+            place = at[index[n]]
+            rows[place], order[place], at[index[n]] = row, n, place + 1
+    return begins, rows, order
+
+
+@njit(nogil=True, cache=True, fastmath=SUMS)
+def _take_along(grad, weights, low, high):
+    for row in range(low, high):
+        along = _product(grad[row], weights[row])
+        for d in range(weights.shape[1]):
+            grad[row, d] -= along * weights[row, d]
+
+
+@njit(parallel=True, cache=True)
+def take_along(edges, grad, weights):
+    """Takes out of each row of `grad` what lies along that of `weights`, of norm 1."""
+    for part in prange(len(edges) - 1):
+        _take_along(grad, weights, edges[part], edges[part + 1])
+
+
+@njit(nogil=True, cache=True, fastmath=SUMS)
+def _to_norm_one(weights, least, low, high):
+    for row in range(low, high):
+        norm = max(np.sqrt(_product(weights[row], weights[row])), least)
+        for d in range(weights.shape[1]):
+            weights[row, d] /= norm
+
+
+@njit(parallel=True, cache=True)
+def to_norm_one(edges, weights, least):
+    """Divides each row by its norm, or by `least` where that is larger."""
+    for part in prange(len(edges) - 1):
+        _to_norm_one(weights, least, edges[part], edges[part + 1])
