@@ -9,10 +9,14 @@
 - names and shapes of the weights are SAELens'
 """
 
+from dataclasses import replace
+from typing import Any
+
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
-from pipeline.saes import latents
+from pipeline.saes import compiled, dense, latents
 from pipeline.saes.base import SAE, Losses, Step, error_share
 from pipeline.saes.product import product
 from pipeline.study.sae import SAE as SAESpec
@@ -37,7 +41,7 @@ class Module(SAE):
     def losses(self, x_BD: Tensor, y_BE: Tensor, at: Step) -> Losses:
         centred_BD = self.centred(x_BD)
         gate = latents.above(centred_BD, self.W_enc, self.bias("b_gate"))
-        f = gate.replaced(self._magnitude(gate.values, gate.spread(self.r_mag.exp()), gate.spread(self._offset())))
+        f = self._magnitudes(gate)
         rows = len(x_BD)
         squared = (self.reconstruct(f, x_BD) - y_BE).square().sum()
         by_gate_BE = gate.decode(self.W_dec.detach()) + self.b_dec.detach()
@@ -59,6 +63,12 @@ class Module(SAE):
         """Of the magnitude, beside the gate's pre-activation times exp(r_mag)."""
         return self.b_mag - self.b_gate * self.r_mag.exp()
 
+    def _magnitudes(self, gate: latents.Latents) -> latents.Latents:
+        scale_M, offset_M = self.r_mag.exp(), self._offset()
+        if gate.active is None and compiled.pays(gate.values.numel(), gate.values, gate.over_BM, scale_M):
+            return replace(gate, values=_Scaled.apply(gate.values, gate.over_BM, scale_M, offset_M))
+        return gate.replaced(self._magnitude(gate.values, gate.spread(scale_M), gate.spread(offset_M)))
+
     @staticmethod
     def _magnitude(gate: Tensor, scale: Tensor, offset: Tensor) -> Tensor:
         return (gate * scale + offset).relu()
@@ -71,3 +81,23 @@ class Module(SAE):
     def shift_pre(self, by_M: Tensor) -> None:
         self.b_gate.add_(by_M)
         self.b_mag.add_(by_M * self.r_mag.exp())
+
+
+class _Scaled(torch.autograd.Function):
+    """Magnitudes of dense latents in one pass over memory, and their gradients in another."""
+
+    @staticmethod
+    def forward(ctx: Any, gate_BM: Tensor, over_BM: Tensor, scale_M: Tensor, offset_M: Tensor) -> Tensor:
+        f_BM = torch.empty_like(gate_BM)
+        compiled.parallel(dense.scaled, len(scale_M), gate_BM, over_BM, scale_M, offset_M, f_BM)
+        ctx.save_for_backward(gate_BM, f_BM, scale_M)
+        return f_BM
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_BM: Tensor) -> tuple[Tensor | None, ...]:
+        gate_BM, f_BM, scale_M = ctx.saved_tensors
+        grad_gate, grad_scale, grad_offset = torch.empty_like(gate_BM), torch.empty_like(scale_M), torch.empty_like(scale_M)
+        given = (gate_BM, f_BM, scale_M, grad_BM.contiguous())
+        compiled.parallel(dense.scaled_back, len(scale_M), *given, grad_gate, grad_scale, grad_offset)
+        return grad_gate, None, grad_scale, grad_offset

@@ -17,11 +17,12 @@
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from pipeline.saes import latents
+from pipeline.saes import compiled, dense, latents
 from pipeline.saes.base import SAE, Losses, Step, error_share
 from pipeline.saes.product import kept
 from pipeline.study.sae import SAE as SAESpec
@@ -68,8 +69,11 @@ class Module(SAE):
             with torch.no_grad():
                 self.threshold.clamp_(min=0)
         centred_BD = self.centred(x_BD)
-        z = latents.above(centred_BD, self.W_enc, self.bias(), self.threshold - self.spec.bandwidth / 2, precise=True)
-        values, active = jump(z.values, z.spread(self.threshold), self.spec.bandwidth, None if z.active else z.over_BM)
+        lower_M = self.threshold - self.spec.bandwidth / 2
+        z = latents.above(
+            centred_BD, self.W_enc, self.bias(), lower_M, precise=True, cut=False
+        )  # below it, jump has neither value nor gradient
+        values, active = jump(z.values, z.spread(self.threshold), self.spec.bandwidth)
         f = replace(z, values=values)
         squared = (self.reconstruct(f, x_BD) - y_BE).square().sum()
         rows = len(x_BD)
@@ -91,28 +95,33 @@ class Module(SAE):
 
 class _Jump(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, z: Tensor, theta: Tensor, bandwidth: float, over: Tensor | None) -> tuple[Tensor, Tensor]:
-        above = z - theta
-        ctx.save_for_backward(z, theta, over)
+    def forward(ctx: Any, z: Tensor, theta: Tensor, bandwidth: float) -> tuple[Tensor, Tensor]:
+        ctx.save_for_backward(z, theta)
         ctx.bandwidth = bandwidth
+        if theta.ndim < z.ndim and compiled.pays(z.numel(), z, theta):
+            f, active = torch.empty_like(z), torch.empty(len(theta), dtype=torch.int32)
+            compiled.parallel(dense.jump, len(theta), z, theta, f, active)
+            return f, active.sum().to(z.dtype)
+        above = z - theta
         return kept(z, above), (above > 0).sum().to(z.dtype)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_f: Tensor, grad_active: Tensor) -> tuple[Tensor | None, ...]:
-        z, theta, over = ctx.saved_tensors
-        above = z - theta
-        grad_z = kept(grad_f, above)
-        inside = above.abs_().neg_().add_(ctx.bandwidth / 2)  # positive in the band
-        if over is not None:
-            inside = torch.minimum(inside, over, out=inside)
-        of_f, of_active = kept(grad_f, inside), inside.relu_().sign_()
-        if theta.ndim < z.ndim:
-            of_f, of_active = of_f.sum(0), of_active.sum(0)
-        return grad_z, -(theta * of_f + grad_active * of_active) / ctx.bandwidth, None, None
+        z, theta = ctx.saved_tensors
+        if theta.ndim < z.ndim and compiled.pays(z.numel(), z, theta, grad_f):
+            grad_z, of_f, inside = torch.empty_like(z), torch.empty_like(theta), torch.empty(len(theta), dtype=torch.int32)
+            compiled.parallel(dense.jump_back, len(theta), z, theta, np.float32(ctx.bandwidth / 2), grad_f, grad_z, of_f, inside)
+        else:
+            above = z - theta
+            grad_z = kept(grad_f, above)
+            inside = above.abs_().neg_().add_(ctx.bandwidth / 2)  # positive in the band
+            of_f, inside = kept(grad_f, inside), inside.relu_().sign_()
+            if theta.ndim < z.ndim:
+                of_f, inside = of_f.sum(0), inside.sum(0)
+        return grad_z, -(theta * of_f + grad_active * inside) / ctx.bandwidth, None
 
 
-def jump(z: Tensor, theta: Tensor, bandwidth: float, over: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """JumpReLU of z, and how many are active (), with their straight-through gradients to theta, which is of z's shape or of each column.
-    Where `over` is not positive, z (0 there) is no pre-activation."""
-    return _Jump.apply(z, theta, bandwidth, over)
+def jump(z: Tensor, theta: Tensor, bandwidth: float) -> tuple[Tensor, Tensor]:
+    """JumpReLU of z, and how many are active (), with their straight-through gradients to theta: of z's shape, or of each column."""
+    return _Jump.apply(z, theta, bandwidth)

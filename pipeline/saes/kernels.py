@@ -102,7 +102,7 @@ class Active:
     def by_latent(self) -> tuple[Tensor, Tensor, Tensor]:
         """The transpose: where each latent's pairs begin (M + 1,), their rows, and the order that sorts pairs so; as `compact`."""
         if len(self.index) >= _TRANSPOSED_FROM and not self.index.is_cuda:
-            found = compiled.transpose(*(each.numpy() for each in self.compact), self.latents)
+            found = compiled.transpose(self.compact[0].numpy(), self.compact[1].numpy(), self.latents)
             return torch.from_numpy(found[0]), torch.from_numpy(found[1]), torch.from_numpy(found[2])
         order = self.compact[1].argsort(stable=True)
         starts = torch.nn.functional.pad(torch.bincount(self.index, minlength=self.latents).cumsum(0), (1, 0))

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from pipeline.saes import kernels, screen, select
+from pipeline.saes import compiled, dense, kernels, screen, select
 from pipeline.saes.product import kept, masked, product
 
 _NONE = torch.empty(0)
@@ -59,12 +59,17 @@ class Latents:
         values = self.values.detach()
         if self.active is not None:
             return self.active.count(values != 0)
+        if compiled.pays(values.numel(), values):
+            counts = torch.empty(values.shape[1], dtype=torch.int32)
+            compiled.parallel(dense.count, len(counts), values, counts)
+            return counts.long()
         # exact up to 2^24 rows, and faster than counting what differs from 0; NaN is told by the loss
         return values.sign().abs_().sum(0).nan_to_num_().long()
 
 
-def above(x_BD: Tensor, W_enc: Tensor, b_enc: Tensor, floor_M: Tensor | None = None, precise: bool = False) -> Latents:
-    """Pre-activations `x @ W_enc + b_enc` where they are larger than `floor` (0); `precise`: in their own precision under autocast too."""
+def above(x_BD: Tensor, W_enc: Tensor, b_enc: Tensor, floor_M: Tensor | None = None, precise: bool = False, cut: bool = True) -> Latents:
+    """Pre-activations `x @ W_enc + b_enc` where they are larger than `floor` (0); `precise`: in their own precision under autocast too.
+    Dense values that are not `cut` are left as they are elsewhere, for an activation function that is 0 there."""
     x, W, b, floor = x_BD.detach(), W_enc.detach(), b_enc.detach(), None if floor_M is None else floor_M.detach()
     if screen.pays(x, W, 0.0):
         some_RM = _over(product(x[:: max(1, len(x) // _FEW)], W, b), floor)
@@ -77,7 +82,7 @@ def above(x_BD: Tensor, W_enc: Tensor, b_enc: Tensor, floor_M: Tensor | None = N
     sample = over_BM[:: max(1, len(over_BM) // _SAMPLE)]
     if kernels.pays(int((sample > 0).sum()), *sample.shape):
         return _sparse(kernels.Active.where(over_BM > 0), x_BD, W_enc, b_enc, pre_BM)
-    return Latents(masked(x_BD, W_enc, b_enc, pre_BM, over_BM), None, over_BM)
+    return Latents(masked(x_BD, W_enc, b_enc, pre_BM, over_BM if cut else None), None, over_BM)
 
 
 def _over(pre_BM: Tensor, floor_M: Tensor | None) -> Tensor:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from pipeline.saes import compiled, dense
 from pipeline.training.device import has_bfloat16, is_intel
 
 _ONEDNN: list[torch.dtype] = []
@@ -26,8 +27,8 @@ def product(a_BD: Tensor, b_DM: Tensor, bias_M: Tensor | None = None) -> Tensor:
     return _Product.apply(a_BD, b_DM, bias_M)
 
 
-def masked(a_BD: Tensor, b_DM: Tensor, bias_M: Tensor, value_BM: Tensor, over_BM: Tensor) -> Tensor:
-    """`a @ b + bias` where `over` is positive, else 0, given its value; gradients reach a, b and bias."""
+def masked(a_BD: Tensor, b_DM: Tensor, bias_M: Tensor, value_BM: Tensor, over_BM: Tensor | None) -> Tensor:
+    """`a @ b + bias` where `over` is positive, else 0, given its value; gradients reach a, b and bias. Everywhere where there is none."""
     return _Masked.apply(a_BD, b_DM, bias_M, value_BM.detach(), over_BM)
 
 
@@ -62,7 +63,7 @@ def _autocast(a: Tensor) -> torch.dtype | None:
     return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
 
 
-def _gradients(ctx: Any, grad_BM: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+def _gradients(ctx: Any, grad_BM: Tensor, sums_M: Tensor | None = None) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
     a_BD, b_DM = ctx.saved_tensors[:2]
     of_a, of_b, of_bias = ctx.needs_input_grad[:3]
     grad_a = _times(grad_BM, b_DM.T, None, ctx.autocast) if of_a else None
@@ -70,7 +71,8 @@ def _gradients(ctx: Any, grad_BM: Tensor) -> tuple[Tensor | None, Tensor | None,
     if of_b:  # laid out as b is, so that it becomes the gradient without a copy
         by_row = b_DM.is_contiguous()
         grad_b = _times(a_BD.T, grad_BM, None, ctx.autocast) if by_row else _times(grad_BM.T, a_BD, None, ctx.autocast).T
-    return grad_a, grad_b, grad_BM.sum(0) if of_bias else None
+    grad_bias = (grad_BM.sum(0) if sums_M is None else sums_M) if of_bias else None
+    return grad_a, grad_b, grad_bias
 
 
 class _Product(torch.autograd.Function):
@@ -91,9 +93,16 @@ class _Masked(torch.autograd.Function):
     def forward(ctx: Any, a_BD: Tensor, b_DM: Tensor, bias_M: Tensor, value_BM: Tensor, over_BM: Tensor) -> Tensor:
         ctx.save_for_backward(a_BD, b_DM, over_BM)
         ctx.autocast = _autocast(a_BD)
-        return kept(value_BM, over_BM)
+        return value_BM.view_as(value_BM) if over_BM is None else kept(value_BM, over_BM)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_BM: Tensor) -> tuple[Tensor | None, ...]:
-        return (*_gradients(ctx, kept(grad_BM, ctx.saved_tensors[2])), None, None)
+        over_BM = ctx.saved_tensors[2]
+        if over_BM is None:
+            return (*_gradients(ctx, grad_BM), None, None)
+        if compiled.pays(grad_BM.numel(), grad_BM, over_BM):
+            grad, sums_M = torch.empty_like(grad_BM), grad_BM.new_empty(grad_BM.shape[1])
+            compiled.parallel(dense.kept, len(sums_M), grad_BM, over_BM, grad, sums_M)
+            return (*_gradients(ctx, grad, sums_M), None, None)
+        return (*_gradients(ctx, kept(grad_BM, over_BM)), None, None)
