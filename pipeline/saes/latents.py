@@ -43,6 +43,10 @@ class Latents:
         """`f @ W_dec` (B, E)."""
         return product(self.values, W_dec) if self.active is None else kernels.decode_at(self.values, W_dec, self.active)
 
+    def dense(self) -> Tensor:
+        """(B, M)."""
+        return self.values if self.active is None else self.active.dense(self.values)
+
     def between(self, low: int, high: int) -> "Latents":
         """Those of latents low..high-1 alone, which become 0..high-low-1."""
         if self.active is None:
@@ -71,12 +75,12 @@ def above(x_BD: Tensor, W_enc: Tensor, b_enc: Tensor, floor_M: Tensor | None = N
     """Pre-activations `x @ W_enc + b_enc` where they are larger than `floor` (0); `precise`: in their own precision under autocast too.
     Dense values that are not `cut` are left as they are elsewhere, for an activation function that is 0 there."""
     x, W, b, floor = x_BD.detach(), W_enc.detach(), b_enc.detach(), None if floor_M is None else floor_M.detach()
-    if screen.pays(x, W, 0.0):
-        some_RM = _over(product(x[:: max(1, len(x) // _FEW)], W, b), floor)
-        share = (some_RM > 0).sum().item() / some_RM.numel()
-        if screen.pays(x, W, share * W.shape[1]) and (found := screen.above(x, W, b, floor, share * W.shape[1])):
-            return known(*found, x_BD, W_enc, b_enc)
     with torch.autocast(x.device.type, enabled=False) if precise else nullcontext():
+        if screen.pays(x, W, 0.0):
+            some_RM = _over(product(x[:: max(1, len(x) // _FEW)], W, b), floor)
+            share = (some_RM > 0).sum().item() / some_RM.numel()
+            if screen.pays(x, W, share * W.shape[1]) and (found := screen.above(x, W, b, floor, share * W.shape[1])):
+                return known(*found, x_BD, W_enc, b_enc)
         pre_BM = product(x, W, b)
     over_BM = _over(pre_BM, floor)
     sample = over_BM[:: max(1, len(over_BM) // _SAMPLE)]
@@ -95,7 +99,8 @@ def largest(x_BD: Tensor, W_enc: Tensor, b_enc: Tensor, k: int, signed: bool = F
     if screen.pays(x, W, k) and (found := screen.largest(x, W, b, k, signed)):
         return known(*found, x_BD, W_enc, b_enc)
     pre_BM = product(x, W, b)
-    f = at(kernels.Active.chosen(select.rows(pre_BM, k), W.shape[1]), x_BD, W_enc, b_enc, pre_BM)
+    index_BK = pre_BM.topk(k, dim=1, sorted=False).indices
+    f = at(kernels.Active.chosen(index_BK, W.shape[1]), x_BD, W_enc, b_enc, pre_BM)
     return f if signed else f.replaced(f.values.relu())
 
 

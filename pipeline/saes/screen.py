@@ -41,7 +41,7 @@ def pays(x_BD: Tensor, W_enc: Tensor, active: float) -> bool:
     """Whether this is the way to `active` latents of each row."""
     plain = all(tensor.device.type == "cpu" and tensor.dtype == torch.float32 for tensor in (x_BD, W_enc))
     latents = W_enc.shape[1]
-    return plain and not torch.is_autocast_enabled("cpu") and len(x_BD) * latents >= LEAST and active <= _MOST * latents
+    return plain and len(x_BD) * latents >= LEAST and active <= _MOST * latents
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,8 +69,8 @@ class Rough:
 
 
 def rough(x_BD: Tensor, W_enc: Tensor, b_enc: Tensor) -> Rough:
-    """`x @ W_enc + b_enc`, nearly."""
-    if not has_halves():
+    """`x @ W_enc + b_enc`, nearly. Under autocast that of the product in its precision."""
+    if not has_halves() or torch.is_autocast_enabled("cpu"):
         pre_BM = product(x_BD, W_enc, b_enc)
         return Rough(
             pre_BM.view(torch.int16).view(*pre_BM.shape, 2)[:, :, 1], 2 * _HALF, torch.zeros(len(x_BD)), lambda at: at.values_of(pre_BM)

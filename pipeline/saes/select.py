@@ -1,7 +1,7 @@
-"""Which latents survive: the k largest of each row (TopK), or the largest of a whole batch (BatchTopK).
+"""Which latents survive of a whole batch (BatchTopK).
 
-Both first look at the maxima of blocks: where the k-th largest maximum is t, the k largest values are at least t, and lie in blocks whose
-maximum is. So few values are left to choose from, and the choice is exact.
+The maxima of blocks are looked at first: where the n-th largest maximum is t, the n largest values are at least t, and lie in blocks whose
+maximum is. So few values are left to choose from, and the choice is exact. Large batches on a processor need none of it (screen.py).
 """
 
 from collections.abc import Callable
@@ -15,42 +15,6 @@ Gathered = Callable[[Tensor], Tensor]
 """Joins the values of all processes that share a batch."""
 _BLOCK = 32
 """Latents in a block: of shorter ones PyTorch takes maxima more slowly."""
-
-
-def rows(pre_BM: Tensor, k: int) -> Tensor:
-    """Index (B, K) of the k largest of each row, in no order."""
-    pre_BM = pre_BM.detach()
-    if pre_BM.is_cuda or not _blocks_pay(pre_BM, k):
-        return pre_BM.topk(k, dim=1, sorted=False).indices
-    row, index, value = _above(pre_BM, k)
-    starts, together_BN = _by_row(row, value, len(pre_BM))
-    return index[starts[:-1].unsqueeze(1) + together_BN.topk(k, dim=1, sorted=False).indices]
-
-
-def _blocks_pay(pre_BM: Tensor, k: int) -> bool:
-    rows, latents = pre_BM.shape
-    return rows > 0 and latents % _BLOCK == 0 and latents // _BLOCK >= 2 * k and pre_BM.is_contiguous()
-
-
-def _above(pre_BM: Tensor, k: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Row, latent and value of at least the k largest of each row, and of few more, ordered by row."""
-    count, latents = pre_BM.shape
-    if not _blocks_pay(pre_BM, k):
-        row, index = places(~(pre_BM < pre_BM.topk(k, dim=1, sorted=False).values.amin(1, keepdim=True)))
-        return row, index, pre_BM[row, index]
-    maxima_BK, block_BK = pre_BM.view(count, -1, _BLOCK).amax(2).topk(k, dim=1, sorted=False)
-    starts = torch.arange(0, pre_BM.numel() // _BLOCK, latents // _BLOCK, device=pre_BM.device)
-    left_BN = pre_BM.view(-1, _BLOCK).index_select(0, (block_BK + starts.unsqueeze(1)).flatten()).view(count, -1)
-    row, place = places(~(left_BN < maxima_BK.amin(1, keepdim=True)))  # NaN is kept
-    return row, block_BK[row, place // _BLOCK] * _BLOCK + place % _BLOCK, left_BN[row, place]
-
-
-def _by_row(row_N: Tensor, value_N: Tensor, rows: int) -> tuple[Tensor, Tensor]:
-    """Where each row's values begin, and the values, a row each, filled up with the least there is."""
-    starts = torch.searchsorted(row_N, torch.arange(rows + 1, device=row_N.device))
-    column = torch.arange(len(row_N), device=row_N.device) - starts[row_N]
-    room = value_N.new_full((rows, int(starts.diff().amax())), -torch.inf)
-    return starts, room.index_put_((row_N, column), value_N)
 
 
 def alone(value: Tensor) -> Tensor:

@@ -8,10 +8,9 @@
 
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from pipeline.saes import auxk, latents, select
+from pipeline.saes import auxk, latents
 from pipeline.saes.base import SAE, Losses, Step, error_share
 from pipeline.study.sae import SAE as SAESpec
 from pipeline.study.saes.topk import TopK as Spec
@@ -27,10 +26,7 @@ class Module(SAE):
             self.architecture = "signed_topk"  # SAELens' topk applies ReLU
 
     def encode(self, x_BD: Tensor) -> Tensor:
-        pre_BM = self.pre(self.centred(x_BD))
-        index_BK = select.rows(pre_BM, self.spec.k)
-        values_BK = pre_BM.gather(1, index_BK)
-        return torch.zeros_like(pre_BM).scatter(1, index_BK, values_BK if self.spec.signed else values_BK.relu())
+        return latents.largest(self.centred(x_BD), self.W_enc, self.b_enc, self.spec.k, self.spec.signed).dense()
 
     def losses(self, x_BD: Tensor, y_BE: Tensor, at: Step) -> Losses:
         centred_BD = self.centred(x_BD)

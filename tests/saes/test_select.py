@@ -1,4 +1,4 @@
-"""Selection against torch.topk, as sets."""
+"""Selection of a whole batch against torch.topk, as sets."""
 
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -11,40 +11,6 @@ from pipeline.saes import select
 
 def random(*shape: int, seed: int = 0) -> torch.Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
-
-
-SHAPES = [(7, 256, 3), (5, 256, 4), (5, 256, 9), (4, 250, 3), (3, 32, 1), (2, 64, 64), (1, 4096, 32), (6, 5, 5)]
-
-
-@pytest.mark.parametrize(("rows", "latents", "k"), SHAPES)
-def test_rows_are_those_of_topk(rows, latents, k):
-    pre = random(rows, latents)
-    assert torch.equal(select.rows(pre, k).sort(1).values, pre.topk(k).indices.sort(1).values)
-
-
-def test_rows_are_those_of_topk_where_the_largest_share_a_block():
-    pre = random(6, 512)
-    pre[:, 64:96] += 10
-    pre[3] -= 100
-    assert torch.equal(select.rows(pre, 8).sort(1).values, pre.topk(8).indices.sort(1).values)
-
-
-@pytest.mark.parametrize("k", [1, 3, 7])
-def test_rows_with_equal_values_have_k_latents_of_the_largest_values(k):
-    pre = random(50, 512).mul(2).round()
-    pre[0] = 0
-    found = select.rows(pre, k)
-    assert all(len(row.unique()) == k for row in found)
-    assert torch.equal(pre.gather(1, found).sort(1).values, pre.topk(k).values.sort(1).values)
-
-
-def test_rows_that_are_not_numbers_are_no_error():
-    """A run that diverges is to say so itself."""
-    pre = random(4, 512)
-    pre[1], pre[2, 5] = torch.nan, torch.nan
-    found = select.rows(pre, 3)
-    assert found.shape == (4, 3)
-    assert 5 in found[2]
 
 
 @pytest.mark.parametrize(("rows", "latents", "count"), [(7, 256, 20), (7, 256, 1), (5, 250, 40), (3, 32, 90), (64, 512, 64 * 4)])
