@@ -7,7 +7,8 @@
 A line says: step time over the time of `x @ W_enc` in float32 (median of the turns, in brackets the least and the most), and latents
 active in a row. Optimizer, counters and normalisation are included, and AuxK only where it is named (a tenth of the latents dead).
 Other tools are those of `pip install -e '.[peers]'`. `--scaling` shows time against tokens and latents, and memory against tokens;
-`--losses` training with selection in bfloat16 beside exact, and how many selections differ.
+`--losses` training in which latents are found by a product in bfloat16 (screen.py) beside training by the product in float32, and how many
+selections differ.
 """
 
 import argparse
@@ -27,7 +28,7 @@ import torch
 from torch import Tensor
 
 from pipeline import memory
-from pipeline.saes import checkpoint, latents
+from pipeline.saes import checkpoint, latents, screen
 from pipeline.saes.product import product
 from pipeline.saes.run import Data, Run
 from pipeline.saes.units import plain
@@ -162,10 +163,10 @@ def scaling() -> None:
         print(f"{number:>9,} {1e6 * each:>9.2f} {1e9 * each / number:>16.3f}", flush=True)
 
 
-def losses(steps: int = 300, rows: int = 1024, width: int = 128, latents: int = 1024, k: int = 16) -> None:
-    """FVE of both kinds of selection while they learn sparse sums of directions, and the share of selections that differ."""
+def losses(steps: int = 300, rows: int = 1024, width: int = 128, number: int = 1024, k: int = 16) -> None:
+    """FVE of both ways to find latents while they learn sparse sums of directions, and the share of selections that differ."""
     generator = torch.Generator().manual_seed(0)
-    directions = torch.randn(2 * latents, width, generator=generator)
+    directions = torch.randn(2 * number, width, generator=generator)
     directions /= directions.norm(dim=1, keepdim=True)
 
     def batch() -> Tensor:
@@ -173,29 +174,33 @@ def losses(steps: int = 300, rows: int = 1024, width: int = 128, latents: int = 
         x = (active * torch.rand(active.shape, generator=generator)) @ directions
         return (x + 0.02 * torch.randn(rows, width, generator=generator)) * 5.5
 
-    base = {"architecture": "topk", "latents": latents, "k": k, "training": {"batch": rows, "lr": 1e-3}}
-    runs = {name: begin({**base, "selection": name}, width, rows, steps) for name in ("exact", "bfloat16")}
+    ways = {"by bfloat16": screen.LEAST, "by float32": 2**62}
+    spec = {"architecture": "topk", "latents": number, "k": k, "training": {"batch": rows, "lr": 1e-3}}
+    runs = {name: begin(spec, width, rows, steps) for name in ways}
     shown: dict[str, float] = {}
-    print("   step  FVE exact  FVE bfloat16  selections that differ")
-    for number in range(1, steps + 1):
+    print("   step  FVE by bfloat16  FVE by float32  selections that differ")
+    for step in range(1, steps + 1):
         x = batch()
         for name, run in runs.items():
+            screen.LEAST = ways[name]
             error = run.sums.get("squared_error", torch.zeros(())).item()
             run.step(x, x)
             now = run.sums.get("squared_error", torch.zeros(())).item()
             shown[name] = 1 - (now - error) / (x - x.mean(0)).square().sum().item() if now > error else shown.get(name, 0.0)
-        if number in (1, 2, 5, 10, 20, 50, 100, 200, 300):
-            print(f"{number:>7} {shown['exact']:>10.5f} {shown['bfloat16']:>13.5f} {differing(runs['exact'].sae, x, k):>23.1e}", flush=True)
+        if step in (1, 2, 5, 10, 20, 50, 100, 200, 300):
+            screen.LEAST = ways["by bfloat16"]
+            off = differing(runs["by bfloat16"].sae, x, k)
+            print(f"{step:>7} {shown['by bfloat16']:>16.5f} {shown['by float32']:>15.5f} {off:>23.1e}", flush=True)
 
 
 @torch.no_grad()
 def differing(sae: Any, x: Tensor, k: int) -> float:
-    """Share of the positive among exactly the k largest that selection in bfloat16 misses."""
+    """Share of the positive among the k largest of the product in float32 that are not found."""
     centred = sae.centred(x)
     pre = sae.pre(centred)
     largest = torch.zeros_like(pre, dtype=torch.bool).scatter_(1, pre.topk(k, dim=1).indices, True) & (pre > 0)
     chosen = latents.largest(centred, sae.W_enc, sae.b_enc, k)
-    chosen = chosen.active.dense(chosen.values) > 0
+    chosen = chosen.dense() > 0
     return ((largest & ~chosen).sum() / largest.sum()).item()
 
 

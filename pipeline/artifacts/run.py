@@ -8,7 +8,7 @@ import sys
 import time
 from typing import Any
 
-LIBRARIES = ("saeflow", "torch", "numpy", "pyarrow", "zarr", "safetensors", "matplotlib", "snakemake")
+LIBRARIES = ("saeflow", "torch", "numpy", "numba", "pyarrow", "zarr", "safetensors", "matplotlib", "snakemake")
 _IMPORTED = time.time()
 
 

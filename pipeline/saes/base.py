@@ -121,7 +121,11 @@ class SAE(nn.Module):
 
     def reconstruct(self, f: Latents, x_BD: Tensor) -> Tensor:
         """What `f` stands for (B, E), while training."""
-        found = f.decode(self.W_dec) + self.b_dec
+        return self.completed(f.decode(self.W_dec), x_BD)
+
+    def completed(self, decoded_BE: Tensor, x_BD: Tensor) -> Tensor:
+        """That, of `f W_dec`."""
+        found = decoded_BE + self.b_dec
         return found if self.W_skip is None else found + x_BD @ self.W_skip.T
 
     @torch.no_grad()

@@ -18,6 +18,8 @@ from pipeline.saes.compiled import SUMS
 _INFINITE = np.int16(0x7F80)
 """The exponent of infinity and NaN, in the upper half of a float."""
 _MAGNITUDE = np.int16(0x7FFF)
+GUESS = 0x4000
+"""The key of 2, where a search begins."""
 
 
 @intrinsic
@@ -75,7 +77,7 @@ def _count(keys, edge):
 
 
 @njit(nogil=True, cache=True)
-def _edge(keys, k, most, guess):
+def edge(keys, k, most, guess):
     """A positive key that at least k and at most `most` keys reach, or as few as can be; 0 where fewer than k are positive."""
     below, above, step, at = np.int32(0), np.int32(32767), np.int32(16), guess
     while above - below > 1:
@@ -100,10 +102,10 @@ def _reaching(keys, least, mask, words, some, place, at, end):
     bits = _bits(least)
     if bits < 0:
         bits = np.int32(bits + np.int32(0xFFFF))  # away from 0
-    edge = np.int16(_order(bits) >> np.int32(16))
+    lowest = np.int16(_order(bits) >> np.int32(16))
     for m in range(len(keys)):
         key = keys[m]
-        mask[m] = np.uint8((key ^ ((key >> np.int16(15)) & _MAGNITUDE)) >= edge)
+        mask[m] = np.uint8((key ^ ((key >> np.int16(15)) & _MAGNITUDE)) >= lowest)
     number = 0
     for j in range(len(words)):  # few are not 0: a branch for each would be guessed wrong
         some[number] = j
@@ -120,7 +122,7 @@ def _reaching(keys, least, mask, words, some, place, at, end):
 
 @njit(nogil=True, cache=True)
 def _candidates(rough, share, off, k, floor, room, place, count, low, high):
-    latents, at, guess = rough.shape[1], low * room, np.int32(0x4000)
+    latents, at, guess = rough.shape[1], low * room, np.int32(GUESS)
     keys, words = np.empty(latents, np.int16), np.zeros((latents + 7) // 8, np.uint64)
     mask, some = words.view(np.uint8), np.empty(len(words) + 1, np.int32)
     for row in range(low, high):
@@ -133,9 +135,9 @@ def _candidates(rough, share, off, k, floor, room, place, count, low, high):
             continue
         least = floor
         if k:
-            guess = _edge(keys, k, k + k // 8, guess)
+            guess = edge(keys, k, k + k // 8, guess)
             if guess == 0:
-                guess = np.int32(0x4000)
+                guess = np.int32(GUESS)
                 continue
             least = _number(np.int32(guess << np.int32(16))) * (np.float32(1) - share) - off[row]
         least -= off[row]
@@ -179,13 +181,13 @@ def _largest(starts, index, values, longest, k, signed, place, value, count, low
     order, at, floor = np.empty(longest, np.int32), low * k, np.int32(-0x80000000 if signed else 1)
     for row in range(low, high):
         first, last, before, room = starts[row], starts[row + 1], at, k
-        edge = _kth(values, first, last, min(k, last - first), order)
+        kth = _kth(values, first, last, min(k, last - first), order)
         for n in range(last - first):
-            room -= np.int64(order[n] > edge)
+            room -= np.int64(order[n] > kth)
         for n in range(last - first):
-            if order[n] < max(edge, floor) or (order[n] == edge and room == 0):
+            if order[n] < max(kth, floor) or (order[n] == kth and room == 0):
                 continue
-            room -= np.int64(order[n] == edge)
+            room -= np.int64(order[n] == kth)
             place[at], value[at] = index[first + n], values[first + n]
             at += 1
         count[row] = at - before

@@ -164,6 +164,15 @@ def transpose(starts, index, latents):
     return begins, rows, order
 
 
+@njit(nogil=True, cache=True)
+def by_latent(index, values, latents):
+    """Sum of each latent's values (M,), in float64."""
+    out = np.zeros(latents, np.float64)
+    for n in range(len(index)):
+        out[index[n]] += values[n]
+    return out
+
+
 @njit(nogil=True, cache=True, fastmath=SUMS)
 def _take_along(grad, weights, low, high):
     for row in range(low, high):

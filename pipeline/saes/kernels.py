@@ -31,7 +31,7 @@ SPARSE_BELOW = 0.1
 
 
 _TRANSPOSED_FROM = 2**14
-"""Pairs from which a loop transposes them sooner than a sort."""
+"""Pairs from which a loop puts them in order of latents sooner than a sort."""
 _WORD = 8
 """Entries of a mask that one integer holds."""
 
@@ -144,6 +144,8 @@ class Active:
 
     def sums(self, values_N: Tensor) -> Tensor:
         """Sum of each latent's values (M,)."""
+        if len(values_N) >= _TRANSPOSED_FROM and values_N.device.type == "cpu":
+            return torch.from_numpy(compiled.by_latent(self.compact[1].numpy(), values_N.detach().numpy(), self.latents)).to(values_N.dtype)
         starts, _, order = self.by_latent
         return _bags(starts, order, None, values_N.unsqueeze(1)).squeeze(1)
 
@@ -162,7 +164,7 @@ def _bags(starts: Tensor, index_N: Tensor, weights_N: Tensor | None, table: Tens
     if (
         weights_N is not None
         and compiled.pays(len(index_N) * table.shape[1], table)
-        and compiled.tiles_pay(len(index_N), stretches, table.detach().numpy(), 8)
+        and compiled.tiles_pay(len(index_N), stretches, table.detach().numpy(), 6)
     ):
         out = torch.empty(stretches, table.shape[1])
         compiled.parallel(compiled.sums, stretches, starts, index_N, weights_N, table, out)

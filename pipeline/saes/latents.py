@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from pipeline.saes import compiled, dense, kernels, screen, select
-from pipeline.saes.product import kept, masked, product
+from pipeline.saes.product import kept, masked, product, product_and_sums
 
 _NONE = torch.empty(0)
 _SAMPLE = 64
@@ -43,6 +43,12 @@ class Latents:
         """`f @ W_dec` (B, E)."""
         return product(self.values, W_dec) if self.active is None else kernels.decode_at(self.values, W_dec, self.active)
 
+    def decode_and_sum(self, W_dec: Tensor) -> tuple[Tensor, Tensor]:
+        """That, and the sum of each latent's values over the rows (M,)."""
+        return (
+            product_and_sums(self.values, W_dec) if self.active is None else (self.decode(W_dec), kernels.sums_at(self.values, self.active))
+        )
+
     def dense(self) -> Tensor:
         """(B, M)."""
         return self.values if self.active is None else self.active.dense(self.values)
@@ -53,10 +59,6 @@ class Latents:
             return Latents(self.values[:, low:high], None, self.over_BM[:, low:high])
         active, inside_N = self.active.between(low, high)
         return Latents(self.values[inside_N], active, _NONE)
-
-    def sums(self) -> Tensor:
-        """Sum of each latent's values over the rows (M,)."""
-        return self.values.sum(0) if self.active is None else kernels.sums_at(self.values, self.active)
 
     def fired(self) -> Tensor:
         """In how many rows each latent is not zero (M,)."""
@@ -86,6 +88,8 @@ def above(x_BD: Tensor, W_enc: Tensor, b_enc: Tensor, floor_M: Tensor | None = N
     sample = over_BM[:: max(1, len(over_BM) // _SAMPLE)]
     if kernels.pays(int((sample > 0).sum()), *sample.shape):
         return _sparse(kernels.Active.where(over_BM > 0), x_BD, W_enc, b_enc, pre_BM)
+    if floor is None and cut:  # values are positive where pre-activations are
+        over_BM = pre_BM = pre_BM.relu_()
     return Latents(masked(x_BD, W_enc, b_enc, pre_BM, over_BM if cut else None), None, over_BM)
 
 

@@ -27,9 +27,15 @@ def product(a_BD: Tensor, b_DM: Tensor, bias_M: Tensor | None = None) -> Tensor:
     return _Product.apply(a_BD, b_DM, bias_M)
 
 
+def product_and_sums(a_BM: Tensor, b_ME: Tensor) -> tuple[Tensor, Tensor]:
+    """`a @ b` (B, E) and `a.sum(0)` (M,). The gradient of the sums is added in the product that gives that of a, not in another pass."""
+    return _ProductAndSums.apply(a_BM, b_ME)
+
+
 def masked(a_BD: Tensor, b_DM: Tensor, bias_M: Tensor, value_BM: Tensor, over_BM: Tensor | None) -> Tensor:
-    """`a @ b + bias` where `over` is positive, else 0, given its value; gradients reach a, b and bias. Everywhere where there is none."""
-    return _Masked.apply(a_BD, b_DM, bias_M, value_BM.detach(), over_BM)
+    """`a @ b + bias` where `over` is positive, else 0, given its value; gradients reach a, b and bias. Everywhere where there is none.
+    `over` may be the value, if that is nowhere negative."""
+    return _Masked.apply(a_BD, b_DM, bias_M, value_BM, over_BM)
 
 
 def halves(a_BD: Tensor, b_DM: Tensor, bias_M: Tensor) -> Tensor:
@@ -88,12 +94,27 @@ class _Product(torch.autograd.Function):
         return _gradients(ctx, grad_BM)
 
 
+class _ProductAndSums(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, a_BM: Tensor, b_ME: Tensor) -> tuple[Tensor, Tensor]:
+        ctx.save_for_backward(a_BM, b_ME)
+        ctx.autocast = _autocast(a_BM)
+        return _times(a_BM, b_ME, None, ctx.autocast), a_BM.sum(0)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_BE: Tensor, grad_M: Tensor) -> tuple[Tensor | None, ...]:
+        a_BM, b_ME = ctx.saved_tensors
+        grad_a = _times(grad_BE, b_ME.T, grad_M, ctx.autocast) if ctx.needs_input_grad[0] else None
+        return grad_a, _times(a_BM.T, grad_BE, None, ctx.autocast) if ctx.needs_input_grad[1] else None
+
+
 class _Masked(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, a_BD: Tensor, b_DM: Tensor, bias_M: Tensor, value_BM: Tensor, over_BM: Tensor) -> Tensor:
         ctx.save_for_backward(a_BD, b_DM, over_BM)
         ctx.autocast = _autocast(a_BD)
-        return value_BM.view_as(value_BM) if over_BM is None else kept(value_BM, over_BM)
+        return value_BM.view_as(value_BM) if over_BM is None or over_BM is value_BM else kept(value_BM, over_BM)
 
     @staticmethod
     @once_differentiable

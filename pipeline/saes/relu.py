@@ -11,6 +11,7 @@ from torch import Tensor
 
 from pipeline.saes import latents
 from pipeline.saes.base import SAE, Losses, Step, error_share
+from pipeline.saes.decoder import norms
 from pipeline.study.saes.relu import ReLU as Spec
 
 
@@ -25,9 +26,10 @@ class Module(SAE):
     def losses(self, x_BD: Tensor, y_BE: Tensor, at: Step) -> Losses:
         centred_BD = self.centred(x_BD)
         f = latents.above(centred_BD, self.W_enc, self.bias())
-        squared = (self.reconstruct(f, x_BD) - y_BE).square().sum()
+        decoded_BE, sums_M = f.decode_and_sum(self.W_dec)
+        squared = (self.completed(decoded_BE, x_BD) - y_BE).square().sum()
         rows = len(x_BD)
-        weighted = f.sums() * self.W_dec.norm(dim=1) if self.spec.penalty == "decoder-norm" else f.values
+        weighted = sums_M * norms(self.W_dec) if self.spec.penalty == "decoder-norm" else sums_M
         if self.spec.error == "variance":
             error, l1 = error_share(squared, rows, at.variance), weighted.sum() / (rows * at.variance**0.5)
         else:

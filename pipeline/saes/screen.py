@@ -32,7 +32,9 @@ _MOST = 1 / 32
 _ROOM = 4
 """Candidates there is room for, times as many as are wanted."""
 _SAMPLE = 128
-"""Rows by which the threshold of a batch is guessed, and how far below it the first guess goes."""
+"""Rows by which the threshold of a batch is guessed."""
+_MORE = (1.15, 1.5, 2.0)
+"""How many values the guess leaves, times as many as are wanted: the next, where they were too few."""
 _HALF = 2.0**-8
 """What rounding to bfloat16 changes, as a share of a number, at most."""
 
@@ -102,10 +104,10 @@ def largest_of_batch(x_BD: Tensor, W_enc: Tensor, b_enc: Tensor, count: int) -> 
     """Pairs that are positive, the `count` largest of the batch among them, and their values (N,); None where they are not known so."""
     found, rows = rough(x_BD, W_enc, b_enc), len(x_BD)
     sample_RM = found.keys_BM[:: max(1, rows // _SAMPLE)].contiguous()
-    for more in (1.15, 1.5, 2.0):
-        number = min(sample_RM.numel(), int(more * count * len(sample_RM) / rows))
-        key = sample_RM.flatten().topk(number, sorted=False).values.amin().clamp_min(0)  # those of positive numbers are in their order
-        floor = (key.int() << 16).view(torch.float32).item()
+    for more in _MORE:
+        number = int(more * count * len(sample_RM) / rows)
+        key = choosing.edge(sample_RM.flatten().numpy(), number, number + number // 16, np.int32(choosing.GUESS))
+        floor = np.array(key << 16, np.int32).view(np.float32).item()
         at = found.candidates(more * count / rows, floor=floor)
         if at is None:
             return None

@@ -58,6 +58,12 @@ def test_the_transpose(active):
     assert np.diff(begins).tolist() == torch.bincount(active.index, minlength=LATENTS).tolist()
 
 
+def test_sums_of_latents(active):
+    values = random(len(active.index), seed=2)
+    found = compiled.by_latent(active.compact[1].numpy(), values.numpy(), LATENTS)
+    np.testing.assert_allclose(found, active.dense(values).double().sum(0).numpy(), rtol=1e-6, atol=1e-6)
+
+
 def test_values_at_pairs(active):
     pre = random(ROWS, LATENTS, seed=2)
     found = looped(compiled.values_at, ROWS, pre, *active.compact, out=torch.empty(len(active.index)))

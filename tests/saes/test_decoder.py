@@ -22,3 +22,15 @@ def test_without_a_gradient_there_is_nothing_to_remove():
     W_dec = torch.nn.Parameter(torch.eye(2))
     decoder.remove_parallel(W_dec)
     assert W_dec.grad is None
+
+
+def test_norms_and_their_gradients_are_pytorchs():
+    W_dec = torch.randn(30, 5, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    W_dec[4] = 0
+    weights, found = torch.arange(30.0, dtype=torch.float64), []
+    for norms in (decoder.norms, lambda rows: rows.norm(dim=1)):
+        rows = W_dec.clone().requires_grad_()
+        (norms(rows) * weights).sum().backward()
+        found.append((norms(rows), rows.grad))
+    for ours, theirs in zip(*found, strict=True):
+        torch.testing.assert_close(ours, theirs)
