@@ -134,6 +134,66 @@ def sums(edges, starts, index, weights, table, out):
         _sums(starts, index, weights, table, out, edges[part], edges[part + 1])
 
 
+@njit(nogil=True, cache=True, fastmath={"contract"})
+def _add_to_both(out, other, a, b, u, v, w, x):
+    for e in range(len(out)):
+        out[e] += u * a[e] + v * b[e]
+        other[e] += w * a[e] + x * b[e]
+
+
+@njit(nogil=True, cache=True)
+def _both_sums(starts, index, weights, others, table, out, other, low, high):
+    tile = max(1, _TILE // (4 * table.shape[1]))
+    if not tiles_pay(len(index), len(out), table, 4):
+        tile = len(table)
+    for row in range(low, high):
+        for d in range(table.shape[1]):
+            out[row, d] = 0
+            other[row, d] = 0
+    at = starts[low : high + 1].copy()
+    for edge in range(tile, len(table) + tile, tile):
+        for row in range(low, high):
+            n, end = at[row - low], starts[row + 1]
+            while n + 1 < end and index[n] < edge and index[n + 1] < edge:
+                a, b = table[index[n]], table[index[n + 1]]
+                _add_to_both(out[row], other[row], a, b, weights[n], weights[n + 1], others[n], others[n + 1])
+                n += 2
+            if n < end and index[n] < edge:
+                _add(out[row], table[index[n]], weights[n])
+                _add(other[row], table[index[n]], others[n])
+                n += 1
+            at[row - low] = n
+
+
+@njit(parallel=True, cache=True)
+def both_sums(edges, starts, index, weights, others, table, out, other):
+    """`sums` for two weights of each pair."""
+    for part in prange(len(edges) - 1):
+        _both_sums(starts, index, weights, others, table, out, other, edges[part], edges[part + 1])
+
+
+@njit(nogil=True, cache=True)
+def _both_inner(left, lefts, right, starts, index, out, other, low, high):
+    tile = max(1, _TILE // (4 * right.shape[1]))
+    if not tiles_pay(len(index), len(left), right, 4):
+        tile = len(right)
+    at = starts[low : high + 1].copy()
+    for edge in range(tile, len(right) + tile, tile):
+        for row in range(low, high):
+            n = at[row - low]
+            while n < starts[row + 1] and index[n] < edge:
+                out[n], other[n] = _two_products(right[index[n]], left[row], lefts[row])
+                n += 1
+            at[row - low] = n
+
+
+@njit(parallel=True, cache=True)
+def both_inner(edges, left, lefts, right, starts, index, out, other):
+    """`inner` of two matrices with the same one."""
+    for part in prange(len(edges) - 1):
+        _both_inner(left, lefts, right, starts, index, out, other, edges[part], edges[part + 1])
+
+
 @njit(nogil=True, cache=True)
 def _values_at(pre, starts, index, out, low, high):
     for row in range(low, high):

@@ -43,8 +43,9 @@ class Module(SAE):
         gate = latents.above(centred_BD, self.W_enc, self.bias("b_gate"))
         f = self._magnitudes(gate)
         rows = len(x_BD)
-        squared = (self.reconstruct(f, x_BD) - y_BE).square().sum()
-        by_gate_BE = gate.decode(self.W_dec.detach()) + self.b_dec.detach()
+        decoded_BE, gate_BE = f.decode_both(gate, self.W_dec)
+        squared = (self.completed(decoded_BE, x_BD) - y_BE).square().sum()
+        by_gate_BE = gate_BE + self.b_dec.detach()
         if self.W_skip is not None:
             by_gate_BE = by_gate_BE + x_BD @ self.W_skip.detach().T
         parts = {

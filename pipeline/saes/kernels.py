@@ -214,6 +214,31 @@ def decode_at(values_N: Tensor, W_dec: Tensor, active: Active) -> Tensor:
     return _Decode.apply(values_N, W_dec, active)
 
 
+class _DecodeBoth(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, values_N: Tensor, others_N: Tensor, W_dec: Tensor, active: Active) -> tuple[Tensor, Tensor]:
+        ctx.save_for_backward(values_N, W_dec)
+        ctx.active = active
+        out, other = (W_dec.new_empty(active.rows, W_dec.shape[1]) for _ in range(2))
+        compiled.parallel(compiled.both_sums, active.rows, *active.compact, values_N, others_N, W_dec, out, other)
+        return out, other
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_BD: Tensor, other_BD: Tensor) -> tuple[Tensor | None, ...]:
+        values_N, W_dec = ctx.saved_tensors
+        active, (out, other) = ctx.active, (torch.empty_like(values_N) for _ in range(2))
+        compiled.parallel(compiled.both_inner, active.rows, grad_BD, other_BD, W_dec, *active.compact, out, other)
+        return out, other, active.transposed_times(values_N, grad_BD), None
+
+
+def decode_both_at(values_N: Tensor, others_N: Tensor, W_dec: Tensor, active: Active) -> tuple[Tensor, Tensor]:
+    """`f @ W_dec` of two values of each active pair; the gradient of W_dec is of the first alone."""
+    if compiled.pays(len(values_N) * W_dec.shape[1], values_N, others_N, W_dec):
+        return _DecodeBoth.apply(values_N, others_N, W_dec, active)
+    return decode_at(values_N, W_dec, active), decode_at(others_N, W_dec.detach(), active)
+
+
 class _AtPairs(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, each_M: Tensor, active: Active) -> Tensor:

@@ -43,6 +43,12 @@ class Latents:
         """`f @ W_dec` (B, E)."""
         return product(self.values, W_dec) if self.active is None else kernels.decode_at(self.values, W_dec, self.active)
 
+    def decode_both(self, other: "Latents", W_dec: Tensor) -> tuple[Tensor, Tensor]:
+        """That, and the same of others on the same support, whose gradient does not reach W_dec."""
+        if self.active is None:
+            return product(self.values, W_dec), product(other.values, W_dec.detach())
+        return kernels.decode_both_at(self.values, other.values, W_dec, self.active)
+
     def decode_and_sum(self, W_dec: Tensor) -> tuple[Tensor, Tensor]:
         """That, and the sum of each latent's values over the rows (M,)."""
         return (

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from pipeline.saes import kernels
+from pipeline.saes import compiled, kernels
 
 ROWS, WIDTH, LATENTS = 13, 5, 40
 
@@ -63,6 +63,23 @@ def test_decoding_active_pairs_is_the_dense_product(mask):
     torch.testing.assert_close(few.grad, f.grad[mask])
     torch.testing.assert_close(active.dense(few), values * mask)
     assert torch.equal(active.count(), mask.sum(0))
+
+
+@pytest.mark.parametrize("least", [1, 2**62], ids=["loops", "PyTorch"])
+@pytest.mark.parametrize("mask", patterns().values(), ids=patterns().keys())
+def test_decoding_two_values_of_each_pair(mask, least, monkeypatch):
+    """The decoder learns from the first."""
+    monkeypatch.setattr(compiled, "FROM", least)
+    active, found = kernels.Active.where(mask), []
+    given = [random(int(mask.sum()), seed=seed).float() for seed in (1, 2)]
+    W, weights = random(LATENTS, WIDTH, seed=3).float(), [random(ROWS, WIDTH, seed=seed).float() for seed in (4, 5)]
+    for both in (kernels.decode_both_at, lambda f, g, W, active: (active.dense(f) @ W, active.dense(g) @ W.detach())):
+        f, g, V = (each.clone().requires_grad_() for each in (*given, W))
+        out = both(f, g, V, active)
+        sum((one * weight).sum() for one, weight in zip(out, weights, strict=True)).backward()
+        found.append([*out, f.grad, g.grad, V.grad])
+    for ours, theirs in zip(*found, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
 
 
 def test_chosen_pairs_need_not_be_in_order():
