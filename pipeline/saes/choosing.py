@@ -10,10 +10,10 @@ from typing import Any
 
 import numpy as np
 from llvmlite import ir
-from numba import njit, prange, types
+from numba import prange, types
 from numba.extending import intrinsic
 
-from pipeline.saes.compiled import SUMS
+from pipeline.saes.compiled import SUMS, loop
 
 _INFINITE = np.int16(0x7F80)
 """The exponent of infinity and NaN, in the upper half of a float."""
@@ -38,13 +38,13 @@ def _zeros_below(_: Any, word: types.Type) -> Any:
     return types.uint64(types.uint64), lambda context, builder, signature, given: builder.cttz(given[0], ir.Constant(ir.IntType(1), 1))
 
 
-@njit(nogil=True, cache=True)
+@loop()
 def _order(bits):
     """An integer that is larger where the number is larger, negative ones too."""
     return bits ^ ((bits >> np.int32(31)) & np.int32(0x7FFFFFFF))
 
 
-@njit(nogil=True, cache=True, fastmath=SUMS)
+@loop(fastmath=SUMS)
 def _rounded(x, centre, out, norm, lost, along, low, high):
     for row in range(low, high):
         squares, losses, products = np.float32(0), np.float32(0), np.float32(0)
@@ -60,7 +60,7 @@ def _rounded(x, centre, out, norm, lost, along, low, high):
         norm[row], lost[row], along[row] = np.sqrt(squares), np.sqrt(losses), products
 
 
-@njit(parallel=True, cache=True)
+@loop(parallel=True)
 def rounded(edges, x, centre, out, norm, lost, along):
     """Rows of x (N, D) in bfloat16 (bits, to the nearest, ties to even), their norms, those of what rounding takes away, and their inner
     products with `centre`."""
@@ -68,7 +68,7 @@ def rounded(edges, x, centre, out, norm, lost, along):
         _rounded(x, centre, out, norm, lost, along, edges[part], edges[part + 1])
 
 
-@njit(nogil=True, cache=True)
+@loop()
 def _count(keys, edge):
     number = np.int32(0)
     for m in range(len(keys)):
@@ -76,7 +76,7 @@ def _count(keys, edge):
     return number
 
 
-@njit(nogil=True, cache=True)
+@loop()
 def edge(keys, k, most, guess):
     """A positive key that at least k and at most `most` keys reach, or as few as can be; 0 where fewer than k are positive."""
     below, above, step, at = np.int32(0), np.int32(32767), np.int32(16), guess
@@ -95,7 +95,7 @@ def edge(keys, k, most, guess):
     return below
 
 
-@njit(nogil=True, cache=True)
+@loop()
 def _reaching(keys, least, mask, words, some, place, at, end):
     """Writes the places whose key is that of `least` or of more, from `at` on and before `end`; where they would end. `words` are those of
     `mask`, and `some` has room for as many."""
@@ -120,7 +120,7 @@ def _reaching(keys, least, mask, words, some, place, at, end):
     return at
 
 
-@njit(nogil=True, cache=True)
+@loop()
 def _candidates(rough, share, off, k, floor, room, place, count, low, high):
     latents, at, guess = rough.shape[1], low * room, np.int32(GUESS)
     keys, words = np.empty(latents, np.int16), np.zeros((latents + 7) // 8, np.uint64)
@@ -147,7 +147,7 @@ def _candidates(rough, share, off, k, floor, room, place, count, low, high):
             count[row], at = after - at, after
 
 
-@njit(parallel=True, cache=True)
+@loop(parallel=True)
 def candidates(edges, rough, share, off, k, floor, room, place, count):
     """Latents of each row whose pre-activation may be among the k largest or, with k 0, reach `floor`, in order, and their number; -1 where
     that is not known, or there is no room.
@@ -158,7 +158,7 @@ def candidates(edges, rough, share, off, k, floor, room, place, count):
         _candidates(rough, share, off, k, floor, room, place, count, edges[part], edges[part + 1])
 
 
-@njit(nogil=True, cache=True)
+@loop()
 def _kth(values, first, last, k, order):
     """The order of the k-th largest of some values; that of each is left in `order`."""
     least, most = np.int32(0x7FFFFFFF), np.int32(-0x80000000)
@@ -176,7 +176,7 @@ def _kth(values, first, last, k, order):
     return least
 
 
-@njit(nogil=True, cache=True)
+@loop()
 def _largest(starts, index, values, longest, k, signed, place, value, count, low, high):
     order, at, floor = np.empty(longest, np.int32), low * k, np.int32(-0x80000000 if signed else 1)
     for row in range(low, high):
@@ -193,7 +193,7 @@ def _largest(starts, index, values, longest, k, signed, place, value, count, low
         count[row] = at - before
 
 
-@njit(parallel=True, cache=True)
+@loop(parallel=True)
 def largest(edges, starts, index, values, longest, k, signed, place, value, count):
     """The k largest of each row's pairs, of which it has `longest` at most, in order, the first of equal ones, and their number: of the
     positive ones unless `signed`. There is room for k of each row."""
@@ -201,7 +201,7 @@ def largest(edges, starts, index, values, longest, k, signed, place, value, coun
         _largest(starts, index, values, longest, k, signed, place, value, count, edges[part], edges[part + 1])
 
 
-@njit(nogil=True, cache=True)
+@loop()
 def _positive(starts, index, values, room, place, value, count, low, high):
     at = low * room
     for row in range(low, high):
@@ -213,7 +213,7 @@ def _positive(starts, index, values, room, place, value, count, low, high):
         count[row] = at - before
 
 
-@njit(parallel=True, cache=True)
+@loop(parallel=True)
 def positive(edges, starts, index, values, room, place, value, count):
     """The pairs of each row whose values are positive, and their number. There is room for `room` of each row."""
     for part in prange(len(edges) - 1):

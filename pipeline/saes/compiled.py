@@ -26,6 +26,18 @@ _ONE = Lock()
 """Some of numba's ways to share a loop take one at a time."""
 
 
+def loop(**options: Any) -> Callable[[Callable[..., Any]], Any]:
+    """Compiles a function at its first call, and keeps what is compiled for later processes, where a folder can be written for it."""
+
+    def compiled(function: Callable[..., Any]) -> Any:
+        try:
+            return njit(nogil=True, cache=True, **options)(function)
+        except RuntimeError:  # neither beside the file nor in the user's folder
+            return njit(nogil=True, **options)(function)
+
+    return compiled
+
+
 def pays(numbers: int, *given: Tensor) -> bool:
     """Whether a loop may take some tensors, and is worth it."""
     plain = all(tensor.device.type == "cpu" and tensor.dtype == torch.float32 and tensor.is_contiguous() for tensor in given)
@@ -39,21 +51,21 @@ def stretches(rows: int) -> np.ndarray:
     return np.arange(threads + 1) * rows // threads
 
 
-def parallel(loop: Callable[..., None], rows: int, *given: Any) -> None:
+def parallel(function: Callable[..., None], rows: int, *given: Any) -> None:
     """Runs a loop over all rows."""
     edges = stretches(rows)
     with _ONE:
         numba.set_num_threads(len(edges) - 1)
-        loop(edges, *(each.detach().numpy() if isinstance(each, Tensor) else each for each in given))
+        function(edges, *(each.detach().numpy() if isinstance(each, Tensor) else each for each in given))
 
 
-@njit(nogil=True, cache=True)
+@loop()
 def tiles_pay(pairs, rows, table, several):
     """Whether a row has `several` pairs in a tile of a table."""
     return pairs * _TILE >= several * rows * 4 * table.size
 
 
-@njit(nogil=True, cache=True, fastmath=SUMS)
+@loop(fastmath=SUMS)
 def _product(left, right):
     total = np.float32(0)
     for d in range(len(left)):
@@ -61,7 +73,7 @@ def _product(left, right):
     return total
 
 
-@njit(nogil=True, cache=True, fastmath=SUMS)
+@loop(fastmath=SUMS)
 def _two_products(left, one, other):
     first, second = np.float32(0), np.float32(0)
     for d in range(len(left)):
@@ -70,7 +82,7 @@ def _two_products(left, one, other):
     return first, second
 
 
-@njit(nogil=True, cache=True)
+@loop()
 def _inner(left, right, starts, index, out, low, high):
     tile = max(1, _TILE // (4 * right.shape[1]))
     if not tiles_pay(len(index), len(left), right, 4):
@@ -88,26 +100,26 @@ def _inner(left, right, starts, index, out, low, high):
             at[row - low] = n
 
 
-@njit(parallel=True, cache=True)
+@loop(parallel=True)
 def inner(edges, left, right, starts, index, out):
     """Inner products of rows of left (B, D) and right (M, D) at pairs that are in order of their rows, and best of their latents."""
     for part in prange(len(edges) - 1):
         _inner(left, right, starts, index, out, edges[part], edges[part + 1])
 
 
-@njit(nogil=True, cache=True, fastmath={"contract"})
+@loop(fastmath={"contract"})
 def _add(out, a, u):
     for d in range(len(out)):
         out[d] += u * a[d]
 
 
-@njit(nogil=True, cache=True, fastmath={"contract"})
+@loop(fastmath={"contract"})
 def _add_four(out, a, b, c, d, u, v, w, x):
     for e in range(len(out)):
         out[e] += u * a[e] + v * b[e] + w * c[e] + x * d[e]
 
 
-@njit(nogil=True, cache=True)
+@loop()
 def _sums(starts, index, weights, table, out, low, high):
     tile = max(1, _TILE // (4 * table.shape[1]))
     for row in range(low, high):
@@ -127,21 +139,21 @@ def _sums(starts, index, weights, table, out, low, high):
             at[row - low] = n
 
 
-@njit(parallel=True, cache=True)
+@loop(parallel=True)
 def sums(edges, starts, index, weights, table, out):
     """Weighted sums (N, D) of rows of a table, one for each stretch of the pairs, whose indices rise within it."""
     for part in prange(len(edges) - 1):
         _sums(starts, index, weights, table, out, edges[part], edges[part + 1])
 
 
-@njit(nogil=True, cache=True, fastmath={"contract"})
+@loop(fastmath={"contract"})
 def _add_to_both(out, other, a, b, u, v, w, x):
     for e in range(len(out)):
         out[e] += u * a[e] + v * b[e]
         other[e] += w * a[e] + x * b[e]
 
 
-@njit(nogil=True, cache=True)
+@loop()
 def _both_sums(starts, index, weights, others, table, out, other, low, high):
     tile = max(1, _TILE // (4 * table.shape[1]))
     if not tiles_pay(len(index), len(out), table, 4):
@@ -165,14 +177,14 @@ def _both_sums(starts, index, weights, others, table, out, other, low, high):
             at[row - low] = n
 
 
-@njit(parallel=True, cache=True)
+@loop(parallel=True)
 def both_sums(edges, starts, index, weights, others, table, out, other):
     """`sums` for two weights of each pair."""
     for part in prange(len(edges) - 1):
         _both_sums(starts, index, weights, others, table, out, other, edges[part], edges[part + 1])
 
 
-@njit(nogil=True, cache=True)
+@loop()
 def _both_inner(left, lefts, right, starts, index, out, other, low, high):
     tile = max(1, _TILE // (4 * right.shape[1]))
     if not tiles_pay(len(index), len(left), right, 4):
@@ -187,28 +199,28 @@ def _both_inner(left, lefts, right, starts, index, out, other, low, high):
             at[row - low] = n
 
 
-@njit(parallel=True, cache=True)
+@loop(parallel=True)
 def both_inner(edges, left, lefts, right, starts, index, out, other):
     """`inner` of two matrices with the same one."""
     for part in prange(len(edges) - 1):
         _both_inner(left, lefts, right, starts, index, out, other, edges[part], edges[part + 1])
 
 
-@njit(nogil=True, cache=True)
+@loop()
 def _values_at(pre, starts, index, out, low, high):
     for row in range(low, high):
         for n in range(starts[row], starts[row + 1]):
             out[n] = pre[row, index[n]]
 
 
-@njit(parallel=True, cache=True)
+@loop(parallel=True)
 def values_at(edges, pre, starts, index, out):
     """Values of pre (B, M) at pairs."""
     for part in prange(len(edges) - 1):
         _values_at(pre, starts, index, out, edges[part], edges[part + 1])
 
 
-@njit(nogil=True, cache=True)
+@loop()
 def transpose(starts, index, latents):
     """Where each latent's pairs begin (M + 1,), their rows, and which pairs they are, in order of their rows."""
     begins, rows, order = np.zeros(latents + 1, np.int32), np.empty(len(index), np.int32), np.empty(len(index), np.int32)
@@ -224,7 +236,7 @@ def transpose(starts, index, latents):
     return begins, rows, order
 
 
-@njit(nogil=True, cache=True)
+@loop()
 def by_latent(index, values, latents):
     """Sum of each latent's values (M,), in float64."""
     out = np.zeros(latents, np.float64)
@@ -233,7 +245,7 @@ def by_latent(index, values, latents):
     return out
 
 
-@njit(nogil=True, cache=True, fastmath=SUMS)
+@loop(fastmath=SUMS)
 def _take_along(grad, weights, low, high):
     for row in range(low, high):
         along = _product(grad[row], weights[row])
@@ -241,14 +253,14 @@ def _take_along(grad, weights, low, high):
             grad[row, d] -= along * weights[row, d]
 
 
-@njit(parallel=True, cache=True)
+@loop(parallel=True)
 def take_along(edges, grad, weights):
     """Takes out of each row of `grad` what lies along that of `weights`, of norm 1."""
     for part in prange(len(edges) - 1):
         _take_along(grad, weights, edges[part], edges[part + 1])
 
 
-@njit(nogil=True, cache=True, fastmath=SUMS)
+@loop(fastmath=SUMS)
 def _to_norm_one(weights, least, low, high):
     for row in range(low, high):
         norm = max(np.sqrt(_product(weights[row], weights[row])), least)
@@ -256,7 +268,7 @@ def _to_norm_one(weights, least, low, high):
             weights[row, d] /= norm
 
 
-@njit(parallel=True, cache=True)
+@loop(parallel=True)
 def to_norm_one(edges, weights, least):
     """Divides each row by its norm, or by `least` where that is larger."""
     for part in prange(len(edges) - 1):

@@ -4,12 +4,14 @@ Threads share the latents, from one of `edges` to the next. Sums over rows are t
 """
 
 import numpy as np
-from numba import njit, prange
+from numba import prange
+
+from pipeline.saes.compiled import loop
 
 _BLOCK = 64
 
 
-@njit(nogil=True, cache=True)
+@loop()
 def _count(values, counts, low, high):
     here = counts[low:high]
     here[:] = 0
@@ -19,14 +21,14 @@ def _count(values, counts, low, high):
             here[m] += np.int32(one[m] != 0)
 
 
-@njit(parallel=True, cache=True)
+@loop(parallel=True)
 def count(edges, values, counts):
     """In how many rows each latent is not 0 (M,)."""
     for part in prange(len(edges) - 1):
         _count(values, counts, edges[part], edges[part + 1])
 
 
-@njit(nogil=True, cache=True)
+@loop()
 def _kept_row(values, over, out, some):
     for m in range(len(some)):
         value = values[m] if over[m] > 0 else np.float32(0)
@@ -34,14 +36,14 @@ def _kept_row(values, over, out, some):
         some[m] += value
 
 
-@njit(nogil=True, cache=True)
+@loop()
 def _moved(some, total):
     for m in range(len(some)):
         total[m] += some[m]
         some[m] = 0
 
 
-@njit(nogil=True, cache=True)
+@loop()
 def _kept(values, over, out, sums, low, high):
     some, total = np.zeros(high - low, np.float32), np.zeros(high - low, np.float64)
     for row in range(len(values)):
@@ -51,14 +53,14 @@ def _kept(values, over, out, sums, low, high):
     sums[low:high] = total
 
 
-@njit(parallel=True, cache=True)
+@loop(parallel=True)
 def kept(edges, values, over, out, sums):
     """The values where `over` is positive, else 0, and their sums over the rows (M,)."""
     for part in prange(len(edges) - 1):
         _kept(values, over, out, sums, edges[part], edges[part + 1])
 
 
-@njit(nogil=True, cache=True)
+@loop()
 def _jump_row(z, theta, f, counts):
     for m in range(len(z)):
         over = z[m] > theta[m]
@@ -66,21 +68,21 @@ def _jump_row(z, theta, f, counts):
         counts[m] += np.int32(over)
 
 
-@njit(nogil=True, cache=True)
+@loop()
 def _jump(z, theta, f, counts, low, high):
     counts[low:high] = 0
     for row in range(len(z)):
         _jump_row(z[row, low:high], theta[low:high], f[row, low:high], counts[low:high])
 
 
-@njit(parallel=True, cache=True)
+@loop(parallel=True)
 def jump(edges, z, theta, f, counts):
     """z where it is larger than theta (M,), else 0, and in how many rows it is (M,)."""
     for part in prange(len(edges) - 1):
         _jump(z, theta, f, counts, edges[part], edges[part + 1])
 
 
-@njit(nogil=True, cache=True)
+@loop()
 def _jump_back_row(z, theta, half, grad, grad_z, some, counts):
     for m in range(len(z)):
         above = z[m] - theta[m]
@@ -90,7 +92,7 @@ def _jump_back_row(z, theta, half, grad, grad_z, some, counts):
         counts[m] += np.int32(inside)
 
 
-@njit(nogil=True, cache=True)
+@loop()
 def _jump_back(z, theta, half, grad, grad_z, sums, counts, low, high):
     some, total = np.zeros(high - low, np.float32), np.zeros(high - low, np.float64)
     counts[low:high] = 0
@@ -101,34 +103,34 @@ def _jump_back(z, theta, half, grad, grad_z, sums, counts, low, high):
     sums[low:high] = total
 
 
-@njit(parallel=True, cache=True)
+@loop(parallel=True)
 def jump_back(edges, z, theta, half, grad, grad_z, sums, counts):
     """The gradient of z, and of each latent (M,) the sum of the gradients of rows where z is within `half` of theta, and their number."""
     for part in prange(len(edges) - 1):
         _jump_back(z, theta, half, grad, grad_z, sums, counts, edges[part], edges[part + 1])
 
 
-@njit(nogil=True, cache=True, fastmath={"contract"})
+@loop(fastmath={"contract"})
 def _scaled_row(values, over, scale, offset, out):
     for m in range(len(values)):
         one = values[m] * scale[m] + offset[m]
         out[m] = one if one > 0 and over[m] > 0 else np.float32(0)
 
 
-@njit(nogil=True, cache=True)
+@loop()
 def _scaled(values, over, scale, offset, out, low, high):
     for row in range(len(values)):
         _scaled_row(values[row, low:high], over[row, low:high], scale[low:high], offset[low:high], out[row, low:high])
 
 
-@njit(parallel=True, cache=True)
+@loop(parallel=True)
 def scaled(edges, values, over, scale, offset, out):
     """relu(values * scale + offset) where `over` is positive, else 0; scale and offset are of each latent (M,)."""
     for part in prange(len(edges) - 1):
         _scaled(values, over, scale, offset, out, edges[part], edges[part + 1])
 
 
-@njit(nogil=True, cache=True)
+@loop()
 def _scaled_back_row(values, out, scale, grad, grad_values, some, others):
     for m in range(len(values)):
         given = grad[m] if out[m] > 0 else np.float32(0)
@@ -137,7 +139,7 @@ def _scaled_back_row(values, out, scale, grad, grad_values, some, others):
         others[m] += given * values[m]
 
 
-@njit(nogil=True, cache=True)
+@loop()
 def _scaled_back(values, out, scale, grad, grad_values, grad_scale, grad_offset, low, high):
     some, total = np.zeros(high - low, np.float32), np.zeros(high - low, np.float64)
     others, weighted = np.zeros(high - low, np.float32), np.zeros(high - low, np.float64)
@@ -150,7 +152,7 @@ def _scaled_back(values, out, scale, grad, grad_values, grad_scale, grad_offset,
     grad_offset[low:high], grad_scale[low:high] = total, weighted
 
 
-@njit(parallel=True, cache=True)
+@loop(parallel=True)
 def scaled_back(edges, values, out, scale, grad, grad_values, grad_scale, grad_offset):
     """The gradients of what `scaled` was given, by that of what it gave, `out`."""
     for part in prange(len(edges) - 1):

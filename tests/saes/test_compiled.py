@@ -1,5 +1,6 @@
 """Compiled loops against PyTorch, at shapes at which their tables have several tiles and threads share them."""
 
+import numba
 import numpy as np
 import pytest
 import torch
@@ -103,3 +104,13 @@ def test_threads_share_all_rows():
                 assert len(edges) - 1 <= threads
     finally:
         torch.set_num_threads(before)
+
+
+def test_a_loop_is_compiled_where_nothing_can_be_kept(monkeypatch):
+    def refusing(cache=False, **options):
+        if cache:
+            raise RuntimeError("cannot cache function: no locator available")
+        return numba.njit(**options)
+
+    monkeypatch.setattr(compiled, "njit", refusing)
+    assert compiled.loop()(lambda number: number + 1)(2) == 3
