@@ -121,8 +121,8 @@ def _reaching(keys, least, mask, words, some, place, at, end):
 
 
 @loop()
-def _candidates(rough, share, off, k, floor, room, place, count, low, high):
-    latents, at, guess = rough.shape[1], low * room, np.int32(GUESS)
+def _candidates(rough, share, off, k, signed, guess, floor, room, place, count, low, high):
+    latents, at = rough.shape[1], low * room
     keys, words = np.empty(latents, np.int16), np.zeros((latents + 7) // 8, np.uint64)
     mask, some = words.view(np.uint8), np.empty(len(words) + 1, np.int32)
     for row in range(low, high):
@@ -135,11 +135,11 @@ def _candidates(rough, share, off, k, floor, room, place, count, low, high):
             continue
         least = floor
         if k:
-            guess = edge(keys, k, k + k // 8, guess)
-            if guess == 0:
-                guess = np.int32(GUESS)
+            kth = edge(keys, k, k + k // 8, guess)
+            if kth:
+                least = _number(np.int32(kth << np.int32(16))) * (np.float32(1) - share) - off[row]
+            elif signed:
                 continue
-            least = _number(np.int32(guess << np.int32(16))) * (np.float32(1) - share) - off[row]
         least -= off[row]
         least /= np.float32(1) + share if least > 0 else np.float32(1) - share
         after = _reaching(keys, least, mask, words, some, place, at, high * room)
@@ -148,14 +148,15 @@ def _candidates(rough, share, off, k, floor, room, place, count, low, high):
 
 
 @loop(parallel=True)
-def candidates(edges, rough, share, off, k, floor, room, place, count):
+def candidates(edges, rough, share, off, k, signed, guess, floor, room, place, count):
     """Latents of each row whose pre-activation may be among the k largest or, with k 0, reach `floor`, in order, and their number; -1 where
-    that is not known, or there is no room.
+    that is not known, or there is no room. Of a row with fewer than k positive ones, those that may reach `floor`; not known if `signed`.
+    The search for the k-th largest begins at `guess` in each row, so that what is found does not depend on the stretches.
 
     `rough` (B, M) has the upper halves of numbers that differ from the pre-activations by `share` of themselves and `off` (B,) at most.
     """
     for part in prange(len(edges) - 1):
-        _candidates(rough, share, off, k, floor, room, place, count, edges[part], edges[part + 1])
+        _candidates(rough, share, off, k, signed, guess, floor, room, place, count, edges[part], edges[part + 1])
 
 
 @loop()

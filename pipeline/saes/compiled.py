@@ -53,10 +53,12 @@ def stretches(rows: int) -> np.ndarray:
 
 def parallel(function: Callable[..., None], rows: int, *given: Any) -> None:
     """Runs a loop over all rows."""
-    edges = stretches(rows)
+    edges, threads = stretches(rows), torch.get_num_threads()
     with _ONE:
         numba.set_num_threads(len(edges) - 1)
         function(edges, *(each.detach().numpy() if isinstance(each, Tensor) else each for each in given))
+    if torch.get_num_threads() != threads:  # numba, when it starts its own, sets the number of OpenMP's, which are PyTorch's as well
+        torch.set_num_threads(threads)
 
 
 @loop()

@@ -1,6 +1,7 @@
 """Loops over dense latents (B, M) that take several operations of PyTorch in one pass over memory; compiled as those of compiled.py.
 
 Threads share the latents, from one of `edges` to the next. Sums over rows are taken in float32 over `_BLOCK` rows, in float64 over these.
+What is compared with 0 stays NaN if it is.
 """
 
 import numpy as np
@@ -31,7 +32,7 @@ def count(edges, values, counts):
 @loop()
 def _kept_row(values, over, out, some):
     for m in range(len(some)):
-        value = values[m] if over[m] > 0 else np.float32(0)
+        value = np.float32(0) if over[m] <= 0 else values[m]
         out[m] = value
         some[m] += value
 
@@ -63,9 +64,9 @@ def kept(edges, values, over, out, sums):
 @loop()
 def _jump_row(z, theta, f, counts):
     for m in range(len(z)):
-        over = z[m] > theta[m]
-        f[m] = z[m] if over else np.float32(0)
-        counts[m] += np.int32(over)
+        below = z[m] <= theta[m]
+        f[m] = np.float32(0) if below else z[m]
+        counts[m] += np.int32(not below)
 
 
 @loop()
@@ -86,7 +87,7 @@ def jump(edges, z, theta, f, counts):
 def _jump_back_row(z, theta, half, grad, grad_z, some, counts):
     for m in range(len(z)):
         above = z[m] - theta[m]
-        grad_z[m] = grad[m] if above > 0 else np.float32(0)
+        grad_z[m] = np.float32(0) if above <= 0 else grad[m]
         inside = abs(above) < half
         some[m] += grad[m] if inside else np.float32(0)
         counts[m] += np.int32(inside)
@@ -114,7 +115,7 @@ def jump_back(edges, z, theta, half, grad, grad_z, sums, counts):
 def _scaled_row(values, over, scale, offset, out):
     for m in range(len(values)):
         one = values[m] * scale[m] + offset[m]
-        out[m] = one if one > 0 and over[m] > 0 else np.float32(0)
+        out[m] = np.float32(0) if one <= 0 or over[m] <= 0 else one
 
 
 @loop()
@@ -133,7 +134,7 @@ def scaled(edges, values, over, scale, offset, out):
 @loop()
 def _scaled_back_row(values, out, scale, grad, grad_values, some, others):
     for m in range(len(values)):
-        given = grad[m] if out[m] > 0 else np.float32(0)
+        given = np.float32(0) if out[m] <= 0 else grad[m]
         grad_values[m] = given * scale[m]
         some[m] += given
         others[m] += given * values[m]

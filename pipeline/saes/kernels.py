@@ -7,8 +7,8 @@ form of one line, which tests compare with (values and gradients, in float64).
 - gradient of the active values: N inner products of D (compiled.py; sampled_addmm)
 - gradients of the two weight matrices: sums of gathered rows of the batch, by latent (embedding_bag over the transposed pairs)
 
-All but a loop or two for large batches on a processor are PyTorch's own, on every device. On a processor they give the same bits each time:
-each sum is taken in one order.
+All of them are PyTorch's own on every device; for large batches on a processor some are loops of compiled.py. There they give the same bits
+each time: each sum is taken in one order.
 """
 
 import warnings

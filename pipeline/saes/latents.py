@@ -29,7 +29,7 @@ class Latents:
     active: kernels.Active | None
     """The support of sparse values; None where they are dense."""
     over_BM: Tensor
-    """Positive on the support of dense values."""
+    """Positive on the support of dense values; empty where these are not 0 elsewhere (`above`)."""
 
     def replaced(self, values: Tensor) -> "Latents":
         """Other values on the same support."""
@@ -90,13 +90,14 @@ def above(x_BD: Tensor, W_enc: Tensor, b_enc: Tensor, floor_M: Tensor | None = N
             if screen.pays(x, W, share * W.shape[1]) and (found := screen.above(x, W, b, floor, share * W.shape[1])):
                 return known(*found, x_BD, W_enc, b_enc)
         pre_BM = product(x, W, b)
-    over_BM = _over(pre_BM, floor)
-    sample = over_BM[:: max(1, len(over_BM) // _SAMPLE)]
+    sample = _over(pre_BM[:: max(1, len(pre_BM) // _SAMPLE)], floor)
     if kernels.pays(int((sample > 0).sum()), *sample.shape):
-        return _sparse(kernels.Active.where(over_BM > 0), x_BD, W_enc, b_enc, pre_BM)
-    if floor is None and cut:  # values are positive where pre-activations are
-        over_BM = pre_BM = pre_BM.relu_()
-    return Latents(masked(x_BD, W_enc, b_enc, pre_BM, over_BM if cut else None), None, over_BM)
+        return _sparse(kernels.Active.where(_over(pre_BM, floor) > 0), x_BD, W_enc, b_enc, pre_BM)
+    if not cut:
+        return Latents(masked(x_BD, W_enc, b_enc, pre_BM, None), None, _NONE)
+    pre_BM = pre_BM.relu_() if floor is None else pre_BM  # values are positive where pre-activations are
+    over_BM = _over(pre_BM, floor)
+    return Latents(masked(x_BD, W_enc, b_enc, pre_BM, over_BM), None, over_BM)
 
 
 def _over(pre_BM: Tensor, floor_M: Tensor | None) -> Tensor:

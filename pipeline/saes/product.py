@@ -28,7 +28,8 @@ def product(a_BD: Tensor, b_DM: Tensor, bias_M: Tensor | None = None) -> Tensor:
 
 
 def product_and_sums(a_BM: Tensor, b_ME: Tensor) -> tuple[Tensor, Tensor]:
-    """`a @ b` (B, E) and `a.sum(0)` (M,). The gradient of the sums is added in the product that gives that of a, not in another pass."""
+    """`a @ b` (B, E) and `a.sum(0)` (M,). The gradient of the sums is added in the product that gives that of a, not in another pass, and
+    in its precision."""
     return _ProductAndSums.apply(a_BM, b_ME)
 
 
@@ -40,7 +41,7 @@ def masked(a_BD: Tensor, b_DM: Tensor, bias_M: Tensor, value_BM: Tensor, over_BM
 
 def halves(a_BD: Tensor, b_DM: Tensor, bias_M: Tensor) -> Tensor:
     """`a @ b + bias` of factors in bfloat16 and a bias in float32: the sum is in float32, and rounded once."""
-    return torch.ops.mkldnn._linear_pointwise(a_BD, b_DM.T, bias_M, "none", [], "")
+    return torch.ops.mkldnn._linear_pointwise(a_BD, b_DM.T, bias_M.contiguous(), "none", [], "")
 
 
 def has_halves() -> bool:
@@ -56,7 +57,8 @@ def kept(value: Tensor, over: Tensor) -> Tensor:
 
 def _times(a: Tensor, b: Tensor, bias: Tensor | None, autocast: torch.dtype | None) -> Tensor:
     if autocast is None and a.device.type == "cpu" and a.dtype == b.dtype and a.dtype in _ONEDNN and a.numel() and b.numel():
-        found = torch.ops.mkldnn._linear_pointwise(a, b.T, bias, "none", [], "")
+        plain = None if bias is None else bias.contiguous()  # strides of a bias are not looked at
+        found = torch.ops.mkldnn._linear_pointwise(a, b.T, plain, "none", [], "")
         return found if bias is None else found.to(bias.dtype)
     if autocast is None and bias is not None and bias.dtype != a.dtype:
         return a @ b + bias

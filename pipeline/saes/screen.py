@@ -35,6 +35,8 @@ _SAMPLE = 128
 """Rows by which the threshold of a batch is guessed."""
 _MORE = (1.15, 1.5, 2.0)
 """How many values the guess leaves, times as many as are wanted: the next, where they were too few."""
+_TINY = 1e-15
+"""Norms below which their squares are too small for float32."""
 _HALF = 2.0**-8
 """What rounding to bfloat16 changes, as a share of a number, at most."""
 
@@ -59,13 +61,14 @@ class Rough:
     exact: Callable[[Active], Tensor]
     """Pre-activations at pairs (N,)."""
 
-    def candidates(self, wanted: float, k: int = 0, floor: float = 0.0) -> Active | None:
-        """Pairs that may be among the k largest of their row, or, with k 0, reach `floor`; None where they are not known, or far more than
-        are `wanted` in a row."""
+    def candidates(self, wanted: float, k: int = 0, signed: bool = False, floor: float = 0.0) -> Active | None:
+        """Pairs that may be among the k largest of their row (of the positive ones unless `signed`), or, with k 0, reach `floor`; None
+        where they are not known, or far more than are `wanted` in a row."""
         rows, latents = self.keys_BM.shape
         room = min(latents, int(_ROOM * wanted) + 64)
         place, count_B = np.empty(rows * room, np.int32), np.empty(rows, np.int64)
-        given = (self.keys_BM, np.float32(self.share), self.off_B, k, np.float32(floor), room)
+        guess = choosing.edge(self.keys_BM[0].contiguous().numpy(), k, k + k // 8, np.int32(choosing.GUESS)) if k else 0
+        given = (self.keys_BM, np.float32(self.share), self.off_B, k, signed, np.int32(guess or choosing.GUESS), np.float32(floor), room)
         compiled.parallel(choosing.candidates, rows, *given, place, count_B)
         return None if (count_B < 0).any() else _packed(latents, count_B, room, place)[0]
 
@@ -77,20 +80,31 @@ def rough(x_BD: Tensor, W_enc: Tensor, b_enc: Tensor) -> Rough:
         return Rough(
             pre_BM.view(torch.int16).view(*pre_BM.shape, 2)[:, :, 1], 2 * _HALF, torch.zeros(len(x_BD)), lambda at: at.values_of(pre_BM)
         )
-    mean_D, directions_MD = x_BD.mean(0), W_enc.T.contiguous()
-    x, w = _rounded(x_BD - mean_D, mean_D), _rounded(directions_MD, mean_D)
+    mean_D, directions_MD = _middle(x_BD), W_enc.T.contiguous()
+    centred_BD = x_BD - mean_D
+    x, w = _rounded(centred_BD, mean_D), _rounded(directions_MD, mean_D)
     bias_M = b_enc + w.along
     rough_BM = halves(x.half, w.half.T, bias_M)
     most, lost = w.norm.max(), w.lost.max()
     adding = x_BD.shape[1] * torch.finfo(torch.float32).eps * ((x.norm + x.lost + mean_D.norm()) * most + bias_M.abs().max())
     off_B = (x.norm + x.lost) * lost + x.lost * most + adding
+    tiny_B = x.norm < _TINY
+    if tiny_B.any() or most < _TINY:
+        off_B = off_B.masked_fill(tiny_B & (centred_BD != 0).any(1) | (most < _TINY), torch.inf)
     return Rough(rough_BM.view(torch.int16), _HALF, off_B, lambda at: at.inner(x_BD, directions_MD) + b_enc[at.index])
+
+
+def _middle(x_BD: Tensor) -> Tensor:
+    """The mean of rows, of which none counts as longer than the median: a first token may be a thousand times as long as all others."""
+    length_B = x_BD.norm(dim=1)
+    weight_B = (length_B.median() / length_B).clamp_max(1.0).nan_to_num(1.0)
+    return weight_B @ x_BD / weight_B.sum()
 
 
 def largest(x_BD: Tensor, W_enc: Tensor, b_enc: Tensor, k: int, signed: bool) -> tuple[Active, Tensor] | None:
     """The k largest of each row, of the positive ones unless `signed`, and their values (N,); None where they are not known so."""
     found = rough(x_BD, W_enc, b_enc)
-    at = found.candidates(k, k=k)
+    at = found.candidates(k, k, signed)
     if at is None:
         return None
     values_N, rows = found.exact(at), len(x_BD)

@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numba
 import torch
 
 from pipeline.activations.store import ActivationStore
@@ -77,7 +78,7 @@ def _identity(specs: dict[str, dict[str, Any]], source: Source) -> str:
     """Digest of all that decides the runs: a snapshot of others is of no use."""
     modules = sorted({f"pipeline.saes.{module_name(spec['architecture'])}" for spec in specs.values()})
     stores = [store.artifact.hash for store in (source.store, source.validation) if store]
-    parts = [specs, stores, code("pipeline.steps.train_sae", *modules), torch.__version__, device().type]
+    parts = [specs, stores, code("pipeline.steps.train_sae", *modules), torch.__version__, numba.__version__, device().type]
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 

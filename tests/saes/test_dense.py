@@ -4,10 +4,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from pipeline.saes import compiled
+from pipeline.saes import compiled, dense
 from pipeline.saes.base import Step
 from pipeline.saes.jumprelu import jump
-from pipeline.saes.product import masked, product
+from pipeline.saes.product import kept, masked, product
 
 ROWS, WIDTH, LATENTS = 201, 12, 300
 LOOPS = [1, 2**62]
@@ -51,6 +51,22 @@ def test_the_jump_and_its_gradients(monkeypatch):
         return [f.detach(), active.detach(), *(each.grad for each in given)]
 
     assert_same(both(monkeypatch, computed))
+
+
+def test_what_is_no_number_stays_none(monkeypatch):
+    """So that the loss tells it."""
+    z, over = random(ROWS, LATENTS, seed=0), random(ROWS, LATENTS, seed=1)
+    z[3, 5] = over[7, 9] = torch.nan
+
+    def computed() -> list[Tensor]:
+        gate = torch.nn.Parameter(z.clone())
+        return [jump(gate, torch.full((LATENTS,), 0.5), 0.1)[0].detach()]
+
+    for f in both(monkeypatch, computed):
+        assert f[0].isnan().nonzero().tolist() == [[3, 5]]
+    out, sums = torch.empty_like(z), torch.empty(LATENTS)
+    compiled.parallel(dense.kept, LATENTS, torch.ones_like(z), over, out, sums)
+    assert torch.equal(out, kept(torch.ones_like(z), over))
 
 
 def test_masked_products(monkeypatch):
