@@ -45,27 +45,27 @@ def _order(bits):
 
 
 @loop(fastmath=SUMS)
-def _rounded(x, centre, out, norm, lost, along, low, high):
+def _rounded(x, shift, along_with, out, norm, lost, along, low, high):
     for row in range(low, high):
         squares, losses, products = np.float32(0), np.float32(0), np.float32(0)
         for d in range(x.shape[1]):
-            value = x[row, d]
+            value = x[row, d] - shift[d]
             bits = _bits(value)
             half = (bits + np.int32(0x7FFF) + ((bits >> np.int32(16)) & np.int32(1))) >> np.int32(16)
             out[row, d] = np.int16(half)
             off = value - _number(np.int32(half << np.int32(16)))
             squares += value * value
             losses += off * off
-            products += value * centre[d]
+            products += value * along_with[d]
         norm[row], lost[row], along[row] = np.sqrt(squares), np.sqrt(losses), products
 
 
 @loop(parallel=True)
-def rounded(edges, x, centre, out, norm, lost, along):
-    """Rows of x (N, D) in bfloat16 (bits, to the nearest, ties to even), their norms, those of what rounding takes away, and their inner
-    products with `centre`."""
+def rounded(edges, x, shift, along_with, out, norm, lost, along):
+    """Rows of x (N, D) less `shift` (D,) in bfloat16 (bits, to the nearest, ties to even), their norms, those of what rounding takes away,
+    and their inner products with `along_with` (D,)."""
     for part in prange(len(edges) - 1):
-        _rounded(x, centre, out, norm, lost, along, edges[part], edges[part + 1])
+        _rounded(x, shift, along_with, out, norm, lost, along, edges[part], edges[part + 1])
 
 
 @loop()

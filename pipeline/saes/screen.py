@@ -81,8 +81,7 @@ def rough(x_BD: Tensor, W_enc: Tensor, b_enc: Tensor) -> Rough:
             pre_BM.view(torch.int16).view(*pre_BM.shape, 2)[:, :, 1], 2 * _HALF, torch.zeros(len(x_BD)), lambda at: at.values_of(pre_BM)
         )
     mean_D, directions_MD = _middle(x_BD), W_enc.T.contiguous()
-    centred_BD = x_BD - mean_D
-    x, w = _rounded(centred_BD, mean_D), _rounded(directions_MD, mean_D)
+    x, w = _rounded(x_BD, mean_D, mean_D), _rounded(directions_MD, torch.zeros_like(mean_D), mean_D)
     bias_M = b_enc + w.along
     rough_BM = halves(x.half, w.half.T, bias_M)
     most, lost = w.norm.max(), w.lost.max()
@@ -90,7 +89,7 @@ def rough(x_BD: Tensor, W_enc: Tensor, b_enc: Tensor) -> Rough:
     off_B = (x.norm + x.lost) * lost + x.lost * most + adding
     tiny_B = x.norm < _TINY
     if tiny_B.any() or most < _TINY:
-        off_B = off_B.masked_fill(tiny_B & (centred_BD != 0).any(1) | (most < _TINY), torch.inf)
+        off_B = off_B.masked_fill(tiny_B & (x_BD != mean_D).any(1) | (most < _TINY), torch.inf)
     return Rough(rough_BM.view(torch.int16), _HALF, off_B, lambda at: at.inner(x_BD, directions_MD) + b_enc[at.index])
 
 
@@ -151,9 +150,9 @@ class _Rounded:
     along: Tensor
 
 
-def _rounded(x_ND: Tensor, centre_D: Tensor) -> _Rounded:
+def _rounded(x_ND: Tensor, shift_D: Tensor, along_D: Tensor) -> _Rounded:
     half, (norm, lost, along) = torch.empty(x_ND.shape, dtype=torch.bfloat16), (torch.empty(len(x_ND)) for _ in range(3))
-    compiled.parallel(choosing.rounded, len(x_ND), x_ND, centre_D, half.view(torch.int16), norm, lost, along)
+    compiled.parallel(choosing.rounded, len(x_ND), x_ND, shift_D, along_D, half.view(torch.int16), norm, lost, along)
     return _Rounded(half, norm, lost, along)
 
 
