@@ -1,6 +1,6 @@
 """Training steps of SAEs beside other tools: same data, same shapes, one process, in turns with the bare encoder product.
 
-    python benchmarks/sae_step.py [--shape small|large|both] [--threads 2] [--turns 9] [--ours] [--json FILE]
+    python benchmarks/sae_step.py [--shape small|large|both] [--threads 2] [--turns 9] [--ours] [--no-bfloat16] [--json FILE]
     python benchmarks/sae_step.py --scaling
     python benchmarks/sae_step.py --losses
 
@@ -210,12 +210,15 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--turns", type=int, default=9)
     parser.add_argument("--ours", action="store_true", help="without the other tools")
+    parser.add_argument("--no-bfloat16", action="store_true", help="as on a processor without such products")
     parser.add_argument("--json", type=Path)
     parser.add_argument("--scaling", action="store_true")
     parser.add_argument("--losses", action="store_true")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     memory.keep()
+    if args.no_bfloat16:
+        screen.has_halves = lambda: False
     if args.scaling or args.losses:
         (scaling if args.scaling else losses)()
         return
