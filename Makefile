@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 PINS := pyproject.toml constraints.txt
 STUDY ?=
-WORKERS ?= 2
+WORKERS ?= 3
 CONFIG := $(if $(STUDY),--configfile $(STUDY))
 
 .PHONY: run test lint format schema clean

@@ -68,7 +68,7 @@ TABLE = {
     ),
     "the report's page": (edit("pipeline/report/page.html.jinja", "What was run", "What ran"), {"write_report"}),
     "one architecture": (
-        edit("pipeline/saes/topk.py", "values_BK.relu()", "values_BK.clamp(min=0)"),
+        edit("pipeline/saes/topk.py", "error_BE.square().sum()", "error_BE.pow(2).sum()"),
         after("fixed", "topk_k=4", "topk_k=8"),
     ),
     "the trainer of SAEs": (edit("pipeline/saes/run.py", "UNMOVED = 0.05", "UNMOVED = 0.04"), after(*SAES)),
