@@ -69,10 +69,8 @@ class Module(SAE):
             with torch.no_grad():
                 self.threshold.clamp_(min=0)
         centred_BD = self.centred(x_BD)
-        lower_M = self.threshold - self.spec.bandwidth / 2
-        z = latents.above(
-            centred_BD, self.W_enc, self.bias(), lower_M, precise=True, cut=False
-        )  # below it, jump has neither value nor gradient
+        lower_M = self.threshold - self.spec.bandwidth / 2  # below it, jump has neither value nor gradient
+        z = latents.above(centred_BD, self.W_enc, self.bias(), lower_M, precise=True)
         values, active = jump(z.values, z.spread(self.threshold), self.spec.bandwidth)
         f = replace(z, values=values)
         squared = (self.reconstruct(f, x_BD) - y_BE).square().sum()

@@ -1,8 +1,8 @@
 """The latents of a batch while training, few of them active: an architecture's formula is written once, and the products are dense or
 sparse, whichever is the faster (kernels.py). What is active is found by the dense product, or from a rough one (screen.py).
 
-`values` are (N,), those of the active pairs in order, or dense (B, M) and zero elsewhere. Activation functions with settings of each latent
-take `spread(settings_M)` beside the values.
+`values` are (N,), those of the active pairs in order, or dense (B, M) and zero elsewhere, but for what `above` says. Activation functions
+with settings of each latent take `spread(settings_M)` beside the values.
 """
 
 from contextlib import nullcontext
@@ -79,9 +79,9 @@ class Latents:
         return values.sign().abs_().sum(0).nan_to_num_().long()
 
 
-def above(x_BD: Tensor, W_enc: Tensor, b_enc: Tensor, floor_M: Tensor | None = None, precise: bool = False, cut: bool = True) -> Latents:
+def above(x_BD: Tensor, W_enc: Tensor, b_enc: Tensor, floor_M: Tensor | None = None, precise: bool = False) -> Latents:
     """Pre-activations `x @ W_enc + b_enc` where they are larger than `floor` (0); `precise`: in their own precision under autocast too.
-    Dense values that are not `cut` are left as they are elsewhere, for an activation function that is 0 there."""
+    Under a `floor`, dense values are left as they are, for an activation function that is 0 there."""
     x, W, b, floor = x_BD.detach(), W_enc.detach(), b_enc.detach(), None if floor_M is None else floor_M.detach()
     with torch.autocast(x.device.type, enabled=False) if precise else nullcontext():
         if screen.pays(x, W, 0.0):
@@ -93,11 +93,10 @@ def above(x_BD: Tensor, W_enc: Tensor, b_enc: Tensor, floor_M: Tensor | None = N
     sample = _over(pre_BM[:: max(1, len(pre_BM) // _SAMPLE)], floor)
     if kernels.pays(int((sample > 0).sum()), *sample.shape):
         return _sparse(kernels.Active.where(_over(pre_BM, floor) > 0), x_BD, W_enc, b_enc, pre_BM)
-    if not cut:
+    if floor is not None:
         return Latents(masked(x_BD, W_enc, b_enc, pre_BM, None), None, _NONE)
-    pre_BM = pre_BM.relu_() if floor is None else pre_BM  # values are positive where pre-activations are
-    over_BM = _over(pre_BM, floor)
-    return Latents(masked(x_BD, W_enc, b_enc, pre_BM, over_BM), None, over_BM)
+    f_BM = pre_BM.relu_()  # positive where pre-activations are
+    return Latents(masked(x_BD, W_enc, b_enc, f_BM, f_BM), None, f_BM)
 
 
 def _over(pre_BM: Tensor, floor_M: Tensor | None) -> Tensor:

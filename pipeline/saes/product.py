@@ -21,9 +21,7 @@ if torch.backends.mkl.is_available() and torch.backends.mkldnn.is_available() an
 
 
 def product(a_BD: Tensor, b_DM: Tensor, bias_M: Tensor | None = None) -> Tensor:
-    """`a @ b + bias` (B, M), with gradients of all three. In the precision of `a`; under autocast computed in that of autocast.
-
-    A bias in float32 may stand beside factors in bfloat16: it is not rounded, and the sum is in float32."""
+    """`a @ b + bias` (B, M), with gradients of all three. In the precision of `a`; under autocast computed in that of autocast."""
     return _Product.apply(a_BD, b_DM, bias_M)
 
 
@@ -41,7 +39,7 @@ def masked(a_BD: Tensor, b_DM: Tensor, bias_M: Tensor, value_BM: Tensor, over_BM
 
 def halves(a_BD: Tensor, b_DM: Tensor, bias_M: Tensor) -> Tensor:
     """`a @ b + bias` of factors in bfloat16 and a bias in float32: the sum is in float32, and rounded once."""
-    return torch.ops.mkldnn._linear_pointwise(a_BD, b_DM.T, bias_M.contiguous(), "none", [], "")
+    return _onednn(a_BD, b_DM, bias_M)
 
 
 def has_halves() -> bool:
@@ -57,13 +55,14 @@ def kept(value: Tensor, over: Tensor) -> Tensor:
 
 def _times(a: Tensor, b: Tensor, bias: Tensor | None, autocast: torch.dtype | None) -> Tensor:
     if autocast is None and a.device.type == "cpu" and a.dtype == b.dtype and a.dtype in _ONEDNN and a.numel() and b.numel():
-        plain = None if bias is None else bias.contiguous()  # strides of a bias are not looked at
-        found = torch.ops.mkldnn._linear_pointwise(a, b.T, plain, "none", [], "")
-        return found if bias is None else found.to(bias.dtype)
-    if autocast is None and bias is not None and bias.dtype != a.dtype:
-        return a @ b + bias
+        return _onednn(a, b, bias)
     with torch.autocast(a.device.type, autocast, enabled=autocast is not None):
         return (a @ b if bias is None else torch.addmm(bias, a, b)).to(a.dtype)
+
+
+def _onednn(a: Tensor, b: Tensor, bias: Tensor | None) -> Tensor:
+    plain = None if bias is None else bias.contiguous()  # it does not look at the strides of a bias
+    return torch.ops.mkldnn._linear_pointwise(a, b.T, plain, "none", [], "")
 
 
 def _autocast(a: Tensor) -> torch.dtype | None:
