@@ -9,7 +9,6 @@
 - names and shapes of the weights are SAELens'
 """
 
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -40,8 +39,7 @@ class Module(SAE):
 
     def losses(self, x_BD: Tensor, y_BE: Tensor, at: Step) -> Losses:
         centred_BD = self.centred(x_BD)
-        gate = latents.above(centred_BD, self.W_enc, self.bias("b_gate"))
-        f = self._magnitudes(gate)
+        gate, f = self._opened(*latents.unrectified(centred_BD, self.W_enc, self.bias("b_gate")))
         rows = len(x_BD)
         decoded_BE, gate_BE = f.decode_both(gate, self.W_dec)
         squared = (self.completed(decoded_BE, x_BD) - y_BE).square().sum()
@@ -50,7 +48,7 @@ class Module(SAE):
             by_gate_BE = by_gate_BE + x_BD @ self.W_skip.detach().T
         parts = {
             "error": error_share(squared, rows, at.variance),
-            "l1": gate.values.sum() / (rows * at.variance**0.5),
+            "l1": gate.total() / (rows * at.variance**0.5),
             "gate_error": error_share((by_gate_BE - y_BE).square().sum(), rows, at.variance),
         }
         total = parts["error"] + at.sparsity * self.spec.l1 * parts["l1"] + parts["gate_error"]
@@ -64,11 +62,15 @@ class Module(SAE):
         """Of the magnitude, beside the gate's pre-activation times exp(r_mag)."""
         return self.b_mag - self.b_gate * self.r_mag.exp()
 
-    def _magnitudes(self, gate: latents.Latents) -> latents.Latents:
+    def _opened(self, pre: latents.Latents, bias_M: Tensor | None) -> tuple[latents.Latents, latents.Latents]:
+        """The gate where it is open, and the values of the latents."""
         scale_M, offset_M = self.r_mag.exp(), self._offset()
-        if gate.active is None and compiled.pays(gate.values.numel(), gate.values, gate.over_BM, scale_M):
-            return replace(gate, values=_Scaled.apply(gate.values, gate.over_BM, scale_M, offset_M))
-        return gate.replaced(self._magnitude(gate.values, gate.spread(scale_M), gate.spread(offset_M)))
+        if pre.active is None and bias_M is not None and compiled.pays(pre.values.numel(), pre.values, bias_M, scale_M):
+            gate_BM, f_BM, sums_M, counts_M = _Gated.apply(pre.values, bias_M, scale_M, offset_M)
+            over_BM = gate_BM.detach()
+            return latents.Latents(gate_BM, None, over_BM, sums_M), latents.Latents(f_BM, None, over_BM, counts_M=counts_M)
+        gate = pre if pre.active is not None else latents.positive(pre.values, bias_M)
+        return gate, gate.replaced(self._magnitude(gate.values, gate.spread(scale_M), gate.spread(offset_M)))
 
     @staticmethod
     def _magnitude(gate: Tensor, scale: Tensor, offset: Tensor) -> Tensor:
@@ -84,21 +86,24 @@ class Module(SAE):
         self.b_mag.add_(by_M * self.r_mag.exp())
 
 
-class _Scaled(torch.autograd.Function):
-    """Magnitudes of dense latents in one pass over memory, and their gradients in another."""
+class _Gated(torch.autograd.Function):
+    """Gate and values of dense latents in one pass over memory, and their gradients in another; the gate takes the place of `pre`. Also the
+    sums of the gate and in how many rows each latent is not 0 (M,)."""
 
     @staticmethod
-    def forward(ctx: Any, gate_BM: Tensor, over_BM: Tensor, scale_M: Tensor, offset_M: Tensor) -> Tensor:
-        f_BM = torch.empty_like(gate_BM)
-        compiled.parallel(dense.scaled, len(scale_M), gate_BM, over_BM, scale_M, offset_M, f_BM)
+    def forward(ctx: Any, pre_BM: Tensor, bias_M: Tensor, scale_M: Tensor, offset_M: Tensor) -> tuple[Tensor, ...]:
+        gate_BM, f_BM = pre_BM.detach(), torch.empty_like(pre_BM)
+        sums_M, counts_M = torch.empty_like(scale_M), torch.empty(len(scale_M), dtype=torch.int32)
+        compiled.parallel(dense.gated, len(scale_M), gate_BM, bias_M, scale_M, offset_M, f_BM, counts_M, sums_M)
         ctx.save_for_backward(gate_BM, f_BM, scale_M)
-        return f_BM
+        ctx.mark_non_differentiable(counts_M)
+        return gate_BM, f_BM, sums_M, counts_M
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad_BM: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, grad_gate: Tensor, grad_f: Tensor, grad_M: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
         gate_BM, f_BM, scale_M = ctx.saved_tensors
-        grad_gate, grad_scale, grad_offset = torch.empty_like(gate_BM), torch.empty_like(scale_M), torch.empty_like(scale_M)
-        given = (gate_BM, f_BM, scale_M, grad_BM.contiguous())
-        compiled.parallel(dense.scaled_back, len(scale_M), *given, grad_gate, grad_scale, grad_offset)
-        return grad_gate, None, grad_scale, grad_offset
+        out_BM, (of_bias, of_scale, of_offset) = torch.empty_like(gate_BM), (torch.empty_like(scale_M) for _ in range(3))
+        given = (gate_BM, f_BM, scale_M, grad_gate.contiguous(), grad_f.contiguous(), grad_M.contiguous())
+        compiled.parallel(dense.gated_back, len(scale_M), *given, out_BM, of_bias, of_scale, of_offset)
+        return out_BM, of_bias, of_scale, of_offset

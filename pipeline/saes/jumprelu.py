@@ -70,9 +70,9 @@ class Module(SAE):
                 self.threshold.clamp_(min=0)
         centred_BD = self.centred(x_BD)
         lower_M = self.threshold - self.spec.bandwidth / 2  # below it, jump has neither value nor gradient
-        z = latents.above(centred_BD, self.W_enc, self.bias(), lower_M, precise=True)
-        values, active = jump(z.values, z.spread(self.threshold), self.spec.bandwidth)
-        f = replace(z, values=values)
+        z, bias_M = latents.unrectified(centred_BD, self.W_enc, self.bias(), lower_M, precise=True)
+        values, active, counts_M = jump(z.values, z.spread(self.threshold), self.spec.bandwidth, bias_M)
+        f = replace(z, values=values, over_BM=values.detach(), counts_M=counts_M)
         squared = (self.reconstruct(f, x_BD) - y_BE).square().sum()
         rows = len(x_BD)
         parts = {"error": error_share(squared, rows, at.variance), "penalty": self._penalty(active, rows, at)}
@@ -91,15 +91,20 @@ class Module(SAE):
         return value.to(l0.dtype) + slope.to(l0.dtype) * (l0 - l0.detach())
 
 
+def jump(z: Tensor, theta: Tensor, bandwidth: float, bias_M: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor | None]:
+    """JumpReLU of z + bias, how many are active (), and, where the pass that takes it tells it, in how many rows each latent is; with
+    straight-through gradients to theta, of z's shape or of each column."""
+    if bias_M is not None and compiled.pays(z.numel(), z, bias_M, theta):
+        f, counts_M = _JumpInOnePass.apply(z, bias_M, theta, bandwidth)
+        return f, counts_M.sum(), counts_M.detach()
+    return *_Jump.apply(z if bias_M is None else z + bias_M, theta, bandwidth), None
+
+
 class _Jump(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, z: Tensor, theta: Tensor, bandwidth: float) -> tuple[Tensor, Tensor]:
         ctx.save_for_backward(z, theta)
         ctx.bandwidth = bandwidth
-        if theta.ndim < z.ndim and compiled.pays(z.numel(), z, theta):
-            f, active = torch.empty_like(z), torch.empty(len(theta), dtype=torch.int32)
-            compiled.parallel(dense.jump, len(theta), z, theta, f, active)
-            return f, active.sum().to(z.dtype)
         above = z - theta
         return kept(z, above), (above > 0).sum().to(z.dtype)
 
@@ -107,19 +112,32 @@ class _Jump(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad_f: Tensor, grad_active: Tensor) -> tuple[Tensor | None, ...]:
         z, theta = ctx.saved_tensors
-        if theta.ndim < z.ndim and compiled.pays(z.numel(), z, theta, grad_f):
-            grad_z, of_f, inside = torch.empty_like(z), torch.empty_like(theta), torch.empty(len(theta), dtype=torch.int32)
-            compiled.parallel(dense.jump_back, len(theta), z, theta, np.float32(ctx.bandwidth / 2), grad_f, grad_z, of_f, inside)
-        else:
-            above = z - theta
-            grad_z = kept(grad_f, above)
-            inside = above.abs_().neg_().add_(ctx.bandwidth / 2)  # positive in the band
-            of_f, inside = kept(grad_f, inside), inside.relu_().sign_()
-            if theta.ndim < z.ndim:
-                of_f, inside = of_f.sum(0), inside.sum(0)
+        above = z - theta
+        grad_z = kept(grad_f, above)
+        inside = above.abs_().neg_().add_(ctx.bandwidth / 2)  # positive in the band
+        of_f, inside = kept(grad_f, inside), inside.relu_().sign_()
+        if theta.ndim < z.ndim:
+            of_f, inside = of_f.sum(0), inside.sum(0)
         return grad_z, -(theta * of_f + grad_active * inside) / ctx.bandwidth, None
 
 
-def jump(z: Tensor, theta: Tensor, bandwidth: float) -> tuple[Tensor, Tensor]:
-    """JumpReLU of z, and how many are active (), with their straight-through gradients to theta: of z's shape, or of each column."""
-    return _Jump.apply(z, theta, bandwidth)
+class _JumpInOnePass(torch.autograd.Function):
+    """Of dense z, by loops; the second output is in how many rows each latent is active (M,)."""
+
+    @staticmethod
+    def forward(ctx: Any, z_BM: Tensor, bias_M: Tensor, theta_M: Tensor, bandwidth: float) -> tuple[Tensor, Tensor]:
+        f_BM, counts_M = torch.empty_like(z_BM), torch.empty(len(theta_M), dtype=torch.int32)
+        compiled.parallel(dense.jump, len(theta_M), z_BM, bias_M, theta_M, f_BM, counts_M)
+        ctx.save_for_backward(z_BM, bias_M, theta_M)
+        ctx.bandwidth = bandwidth
+        return f_BM, counts_M.to(z_BM.dtype)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_BM: Tensor, grad_M: Tensor) -> tuple[Tensor | None, ...]:
+        z_BM, bias_M, theta_M = ctx.saved_tensors
+        out_BM, sums_M, of_band_M = torch.empty_like(z_BM), torch.empty_like(bias_M), torch.empty_like(theta_M)
+        inside_M = torch.empty(len(theta_M), dtype=torch.int32)
+        given = (z_BM, bias_M, theta_M, np.float32(ctx.bandwidth / 2), grad_BM.contiguous())
+        compiled.parallel(dense.jump_back, len(theta_M), *given, out_BM, sums_M, of_band_M, inside_M)
+        return out_BM, sums_M, -(theta_M * of_band_M + grad_M * inside_M) / ctx.bandwidth, None

@@ -1,8 +1,8 @@
 """The latents of a batch while training, few of them active: an architecture's formula is written once, and the products are dense or
 sparse, whichever is the faster (kernels.py). What is active is found by the dense product, or from a rough one (screen.py).
 
-`values` are (N,), those of the active pairs in order, or dense (B, M) and zero elsewhere, but for what `above` says. Activation functions
-with settings of each latent take `spread(settings_M)` beside the values.
+`values` are (N,), those of the active pairs in order, or dense (B, M) and zero elsewhere. Activation functions with settings of each latent
+take `spread(settings_M)` beside the values.
 """
 
 from contextlib import nullcontext
@@ -11,8 +11,9 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from pipeline.saes import compiled, dense, kernels, screen, select
-from pipeline.saes.product import kept, masked, product, product_and_sums
+from pipeline.saes import compiled, kernels, screen, select
+from pipeline.saes.product import kept, product, valued
+from pipeline.saes.rectified import rectified
 
 _NONE = torch.empty(0)
 _SAMPLE = 64
@@ -29,11 +30,15 @@ class Latents:
     active: kernels.Active | None
     """The support of sparse values; None where they are dense."""
     over_BM: Tensor
-    """Positive on the support of dense values; empty where these are not 0 elsewhere (`above`)."""
+    """Positive on the support of dense values."""
+    sums_M: Tensor | None = None
+    """Sum of each latent's dense values, where that is known."""
+    counts_M: Tensor | None = None
+    """In how many rows each latent is not 0, where that is known of dense values."""
 
     def replaced(self, values: Tensor) -> "Latents":
         """Other values on the same support."""
-        return replace(self, values=values if self.active else kept(values, self.over_BM))
+        return replace(self, values=values if self.active else kept(values, self.over_BM), sums_M=None, counts_M=None)
 
     def spread(self, each_M: Tensor) -> Tensor:
         """A number of each latent, at the values."""
@@ -49,11 +54,15 @@ class Latents:
             return product(self.values, W_dec), product(other.values, W_dec.detach())
         return kernels.decode_both_at(self.values, other.values, W_dec, self.active)
 
-    def decode_and_sum(self, W_dec: Tensor) -> tuple[Tensor, Tensor]:
-        """That, and the sum of each latent's values over the rows (M,)."""
-        return (
-            product_and_sums(self.values, W_dec) if self.active is None else (self.decode(W_dec), kernels.sums_at(self.values, self.active))
-        )
+    def sums(self) -> Tensor:
+        """Sum of each latent's values over the rows (M,)."""
+        if self.active is not None:
+            return kernels.sums_at(self.values, self.active)
+        return self.values.sum(0) if self.sums_M is None else self.sums_M
+
+    def total(self) -> Tensor:
+        """Sum of all values ()."""
+        return self.values.sum() if self.sums_M is None else self.sums_M.sum()
 
     def dense(self) -> Tensor:
         """(B, M)."""
@@ -71,32 +80,46 @@ class Latents:
         values = self.values.detach()
         if self.active is not None:
             return self.active.count(values != 0)
-        if compiled.pays(values.numel(), values):
-            counts = torch.empty(values.shape[1], dtype=torch.int32)
-            compiled.parallel(dense.count, len(counts), values, counts)
-            return counts.long()
+        if self.counts_M is not None:
+            return self.counts_M.long()
         # exact up to 2^24 rows, and faster than counting what differs from 0; NaN is told by the loss
         return values.sign().abs_().sum(0).nan_to_num_().long()
 
 
-def above(x_BD: Tensor, W_enc: Tensor, b_enc: Tensor, floor_M: Tensor | None = None, precise: bool = False) -> Latents:
-    """Pre-activations `x @ W_enc + b_enc` where they are larger than `floor` (0); `precise`: in their own precision under autocast too.
-    Under a `floor`, dense values are left as they are, for an activation function that is 0 there."""
+def above(x_BD: Tensor, W_enc: Tensor, b_enc: Tensor) -> Latents:
+    """Pre-activations `x @ W_enc + b_enc` where they are positive."""
+    pre, bias_M = unrectified(x_BD, W_enc, b_enc)
+    return positive(pre.values, bias_M) if pre.active is None else pre
+
+
+def positive(pre_BM: Tensor, bias_M: Tensor | None) -> Latents:
+    """Dense pre-activations, and what is to be added to them, where they are positive. Nobody reads `pre_BM` after it."""
+    f_BM, sums_M, counts_M = rectified(pre_BM, bias_M)
+    return Latents(f_BM, None, f_BM.detach(), sums_M, counts_M)
+
+
+def unrectified(
+    x_BD: Tensor, W_enc: Tensor, b_enc: Tensor, floor_M: Tensor | None = None, precise: bool = False
+) -> tuple[Latents, Tensor | None]:
+    """Pre-activations where they are larger than `floor` (0), or all, dense and their own, for an activation function that is 0 below it;
+    and the bias that it has to add to these, where adding in the loop that takes the function saves a pass over them. `precise`: in their
+    own precision under autocast too."""
     x, W, b, floor = x_BD.detach(), W_enc.detach(), b_enc.detach(), None if floor_M is None else floor_M.detach()
     with torch.autocast(x.device.type, enabled=False) if precise else nullcontext():
         if screen.pays(x, W, 0.0):
             some_RM = _over(product(x[:: max(1, len(x) // _FEW)], W, b), floor)
             share = (some_RM > 0).sum().item() / some_RM.numel()
             if screen.pays(x, W, share * W.shape[1]) and (found := screen.above(x, W, b, floor, share * W.shape[1])):
-                return known(*found, x_BD, W_enc, b_enc)
-        pre_BM = product(x, W, b)
-    sample = _over(pre_BM[:: max(1, len(pre_BM) // _SAMPLE)], floor)
-    if kernels.pays(int((sample > 0).sum()), *sample.shape):
-        return _sparse(kernels.Active.where(_over(pre_BM, floor) > 0), x_BD, W_enc, b_enc, pre_BM)
-    if floor is not None:
-        return Latents(masked(x_BD, W_enc, b_enc, pre_BM, None), None, _NONE)
-    f_BM = pre_BM.relu_()  # positive where pre-activations are
-    return Latents(masked(x_BD, W_enc, b_enc, f_BM, f_BM), None, f_BM)
+                return known(*found, x_BD, W_enc, b_enc), None
+        apart = compiled.pays(len(x) * W.shape[1], x, b)
+        pre_BM = product(x, W, None if apart else b)
+        some_RM = pre_BM[:: max(1, len(pre_BM) // _SAMPLE)]
+        sample = _over(some_RM + b if apart else some_RM, floor)
+        if kernels.pays(int((sample > 0).sum()), *sample.shape):
+            pre_BM = pre_BM.add_(b) if apart else pre_BM
+            return _sparse(kernels.Active.where(_over(pre_BM, floor) > 0), x_BD, W_enc, b_enc, pre_BM), None
+        pre_BM = valued(x_BD, W_enc, None if apart else b_enc, pre_BM)
+    return Latents(pre_BM, None, _NONE), b_enc if apart else None
 
 
 def _over(pre_BM: Tensor, floor_M: Tensor | None) -> Tensor:
@@ -133,7 +156,7 @@ def at(active: kernels.Active, x_BD: Tensor, W_enc: Tensor, b_enc: Tensor, pre_B
     if kernels.pays(len(active.index), *pre_BM.shape):
         return _sparse(active, x_BD, W_enc, b_enc, pre_BM)
     over_BM = active.dense(torch.ones(len(active.index), dtype=pre_BM.dtype, device=pre_BM.device))
-    return Latents(masked(x_BD, W_enc, b_enc, pre_BM, over_BM), None, over_BM)
+    return Latents(kept(valued(x_BD, W_enc, b_enc, pre_BM), over_BM), None, over_BM)
 
 
 def known(active: kernels.Active, values_N: Tensor, x_BD: Tensor, W_enc: Tensor, b_enc: Tensor) -> Latents:

@@ -1,4 +1,4 @@
-"""The dense product, by the fastest library that PyTorch brings, and values under a mask.
+"""The dense product, by the fastest library that PyTorch brings.
 
 On x86 processors that are not Intel's, MKL, which PyTorch takes for float32, reaches half the speed of oneDNN, which it brings too
 (benchmarks/sae_step.py prints ours beside PyTorch's); on Intel's they are alike, but for a first factor that is transposed, of which oneDNN
@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from pipeline.saes import compiled, dense
 from pipeline.training.device import has_bfloat16, is_intel
 
 _ONEDNN: list[torch.dtype] = []
@@ -25,16 +24,9 @@ def product(a_BD: Tensor, b_DM: Tensor, bias_M: Tensor | None = None) -> Tensor:
     return _Product.apply(a_BD, b_DM, bias_M)
 
 
-def product_and_sums(a_BM: Tensor, b_ME: Tensor) -> tuple[Tensor, Tensor]:
-    """`a @ b` (B, E) and `a.sum(0)` (M,). The gradient of the sums is added in the product that gives that of a, not in another pass, and
-    in its precision."""
-    return _ProductAndSums.apply(a_BM, b_ME)
-
-
-def masked(a_BD: Tensor, b_DM: Tensor, bias_M: Tensor, value_BM: Tensor, over_BM: Tensor | None) -> Tensor:
-    """`a @ b + bias` where `over` is positive, else 0, given its value; gradients reach a, b and bias. Everywhere where there is none.
-    `over` may be the value, if that is nowhere negative."""
-    return _Masked.apply(a_BD, b_DM, bias_M, value_BM, over_BM)
+def valued(a_BD: Tensor, b_DM: Tensor, bias_M: Tensor | None, value_BM: Tensor) -> Tensor:
+    """`a @ b + bias`, given its value; gradients reach a, b and bias."""
+    return _Valued.apply(a_BD, b_DM, bias_M, value_BM)
 
 
 def halves(a_BD: Tensor, b_DM: Tensor, bias_M: Tensor) -> Tensor:
@@ -70,7 +62,7 @@ def _autocast(a: Tensor) -> torch.dtype | None:
     return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
 
 
-def _gradients(ctx: Any, grad_BM: Tensor, sums_M: Tensor | None = None) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+def _gradients(ctx: Any, grad_BM: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
     a_BD, b_DM = ctx.saved_tensors[:2]
     of_a, of_b, of_bias = ctx.needs_input_grad[:3]
     grad_a = _times(grad_BM, b_DM.T, None, ctx.autocast) if of_a else None
@@ -78,8 +70,7 @@ def _gradients(ctx: Any, grad_BM: Tensor, sums_M: Tensor | None = None) -> tuple
     if of_b:  # laid out as b is, so that it becomes the gradient without a copy
         by_row = b_DM.is_contiguous()
         grad_b = _times(a_BD.T, grad_BM, None, ctx.autocast) if by_row else _times(grad_BM.T, a_BD, None, ctx.autocast).T
-    grad_bias = (grad_BM.sum(0) if sums_M is None else sums_M) if of_bias else None
-    return grad_a, grad_b, grad_bias
+    return grad_a, grad_b, grad_BM.sum(0) if of_bias else None
 
 
 class _Product(torch.autograd.Function):
@@ -95,36 +86,14 @@ class _Product(torch.autograd.Function):
         return _gradients(ctx, grad_BM)
 
 
-class _ProductAndSums(torch.autograd.Function):
+class _Valued(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, a_BM: Tensor, b_ME: Tensor) -> tuple[Tensor, Tensor]:
-        ctx.save_for_backward(a_BM, b_ME)
-        ctx.autocast = _autocast(a_BM)
-        return _times(a_BM, b_ME, None, ctx.autocast), a_BM.sum(0)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad_BE: Tensor, grad_M: Tensor) -> tuple[Tensor | None, ...]:
-        a_BM, b_ME = ctx.saved_tensors
-        grad_a = _times(grad_BE, b_ME.T, grad_M, ctx.autocast) if ctx.needs_input_grad[0] else None
-        return grad_a, _times(a_BM.T, grad_BE, None, ctx.autocast) if ctx.needs_input_grad[1] else None
-
-
-class _Masked(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, a_BD: Tensor, b_DM: Tensor, bias_M: Tensor, value_BM: Tensor, over_BM: Tensor) -> Tensor:
-        ctx.save_for_backward(a_BD, b_DM, over_BM)
+    def forward(ctx: Any, a_BD: Tensor, b_DM: Tensor, bias_M: Tensor | None, value_BM: Tensor) -> Tensor:
+        ctx.save_for_backward(a_BD, b_DM)
         ctx.autocast = _autocast(a_BD)
-        return value_BM.view_as(value_BM) if over_BM is None or over_BM is value_BM else kept(value_BM, over_BM)
+        return value_BM.view_as(value_BM)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_BM: Tensor) -> tuple[Tensor | None, ...]:
-        over_BM = ctx.saved_tensors[2]
-        if over_BM is None:
-            return (*_gradients(ctx, grad_BM), None, None)
-        if compiled.pays(grad_BM.numel(), grad_BM, over_BM):
-            grad, sums_M = torch.empty_like(grad_BM), grad_BM.new_empty(grad_BM.shape[1])
-            compiled.parallel(dense.kept, len(sums_M), grad_BM, over_BM, grad, sums_M)
-            return (*_gradients(ctx, grad, sums_M), None, None)
-        return (*_gradients(ctx, kept(grad_BM, over_BM)), None, None)
+        return (*_gradients(ctx, grad_BM), None)

@@ -26,9 +26,8 @@ class Module(SAE):
     def losses(self, x_BD: Tensor, y_BE: Tensor, at: Step) -> Losses:
         centred_BD = self.centred(x_BD)
         f = latents.above(centred_BD, self.W_enc, self.bias())
-        decoded_BE, sums_M = f.decode_and_sum(self.W_dec)
-        squared = (self.completed(decoded_BE, x_BD) - y_BE).square().sum()
-        rows = len(x_BD)
+        squared = (self.reconstruct(f, x_BD) - y_BE).square().sum()
+        rows, sums_M = len(x_BD), f.sums()
         weighted = sums_M * norms(self.W_dec) if self.spec.penalty == "decoder-norm" else sums_M
         if self.spec.error == "variance":
             error, l1 = error_share(squared, rows, at.variance), weighted.sum() / (rows * at.variance**0.5)

@@ -4,10 +4,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from pipeline.saes import compiled, dense
+from pipeline.saes import compiled, dense, latents
 from pipeline.saes.base import Step
 from pipeline.saes.jumprelu import jump
-from pipeline.saes.product import kept, masked, product
 
 ROWS, WIDTH, LATENTS = 201, 12, 300
 LOOPS = [1, 2**62]
@@ -40,45 +39,57 @@ def assert_same(pair: tuple[list[Tensor], list[Tensor]]) -> None:
         torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-4)
 
 
+def leaves(*given: Tensor) -> list[Tensor]:
+    return [each.clone().requires_grad_() for each in given]
+
+
 def test_the_jump_and_its_gradients(monkeypatch):
     z, theta, weights = random(ROWS, LATENTS, seed=0), random(LATENTS, seed=1).abs(), random(ROWS, LATENTS, seed=2)
-    theta[:5] = z[0, :5].abs()  # not larger than the threshold: not active
+    bias = random(LATENTS, seed=3)
+    bias[:5], theta[:5] = 0, z[0, :5].abs()  # not larger than the threshold: not active
 
     def computed() -> list[Tensor]:
-        given = [z.clone().requires_grad_(), theta.clone().requires_grad_()]
-        f, active = jump(*given, 0.5)
+        given = leaves(z, bias, theta)
+        f, active, _ = jump(given[0], given[2], 0.5, given[1])
         ((f * weights).sum() + 3 * active).backward()
         return [f.detach(), active.detach(), *(each.grad for each in given)]
 
     assert_same(both(monkeypatch, computed))
 
 
-def test_what_is_no_number_stays_none(monkeypatch):
-    """So that the loss tells it."""
-    z, over = random(ROWS, LATENTS, seed=0), random(ROWS, LATENTS, seed=1)
-    z[3, 5] = over[7, 9] = torch.nan
+@pytest.mark.parametrize("how", ["one for all", "one each", "none"])
+def test_relu_and_its_gradients(monkeypatch, how):
+    """Also where the gradient of the sums is one number, spread without being copied."""
+    pre, bias, weights, each = (
+        random(ROWS, LATENTS, seed=0),
+        random(LATENTS, seed=1),
+        random(ROWS, LATENTS, seed=2),
+        random(LATENTS, seed=3),
+    )
 
     def computed() -> list[Tensor]:
-        gate = torch.nn.Parameter(z.clone())
-        return [jump(gate, torch.full((LATENTS,), 0.5), 0.1)[0].detach()]
-
-    for f in both(monkeypatch, computed):
-        assert f[0].isnan().nonzero().tolist() == [[3, 5]]
-    out, sums = torch.empty_like(z), torch.empty(LATENTS)
-    compiled.parallel(dense.kept, LATENTS, torch.ones_like(z), over, out, sums)
-    assert torch.equal(out, kept(torch.ones_like(z), over))
-
-
-def test_masked_products(monkeypatch):
-    given, weights = [random(ROWS, WIDTH, seed=0), random(LATENTS, WIDTH, seed=1).T, random(LATENTS, seed=2)], random(ROWS, LATENTS, seed=3)
-    over = random(ROWS, LATENTS, seed=4)
-
-    def computed() -> list[Tensor]:
-        ours = [each.clone().requires_grad_() for each in given]
-        (masked(*ours, product(*given), over) * weights).sum().backward()
-        return [each.grad for each in ours]
+        given = leaves(pre, bias)
+        f = latents.positive(given[0] * 1, given[1])
+        of_sums = {"one for all": 3 * f.total(), "one each": (f.sums() * each).sum(), "none": 0}[how]
+        ((f.values * weights).sum() + of_sums).backward()
+        return [f.values.detach(), f.sums().detach(), f.fired(), *(each.grad for each in given)]
 
     assert_same(both(monkeypatch, computed))
+
+
+def test_what_is_no_number_stays_none(monkeypatch):
+    """So that the loss tells it."""
+    z, bias = random(ROWS, LATENTS, seed=0), torch.zeros(LATENTS)
+    z[3, 5] = torch.nan
+
+    def computed() -> list[Tensor]:
+        return [jump(z.clone(), torch.full((LATENTS,), 0.5), 0.1, bias)[0], latents.positive(z.clone(), bias).values]
+
+    f, sums, counts = torch.empty_like(z), torch.empty(LATENTS), torch.empty(LATENTS, dtype=torch.int32)
+    compiled.parallel(dense.gated, LATENTS, z.clone(), bias, torch.ones(LATENTS), bias, f, counts, sums)
+    ours, plain = both(monkeypatch, computed)
+    for found in (*ours, *plain, f):
+        assert found.isnan().nonzero().tolist() == [[3, 5]]
 
 
 @pytest.mark.parametrize(

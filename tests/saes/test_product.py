@@ -3,8 +3,7 @@
 import pytest
 import torch
 
-from pipeline.saes import product as products
-from pipeline.saes.product import masked, product
+from pipeline.saes.product import product, valued
 
 
 def given(dtype: torch.dtype, transposed: bool) -> list[torch.Tensor]:
@@ -27,38 +26,16 @@ def test_the_product_and_its_gradients_are_pytorchs(dtype, transposed):
     assert ours[1].grad.stride() == ours[1].stride()
 
 
-def test_a_product_under_a_mask_has_the_value_given_and_the_gradients_of_the_masked_product():
+def test_a_product_whose_value_is_given_has_it_and_the_gradients_of_the_product():
     ours, theirs = given(torch.float64, True), given(torch.float64, True)
-    mask = torch.rand(7, 11, generator=torch.Generator().manual_seed(2)) < 0.5
     weights = torch.randn(7, 11, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
-    expected = (theirs[0] @ theirs[1] + theirs[2]) * mask
-    found = masked(*ours, product(*ours).detach(), mask.double() - 0.5)
+    value = torch.ones(7, 11, dtype=torch.float64)
+    found = valued(*ours, value)
+    assert torch.equal(found, value)
     (found * weights).sum().backward()
-    (expected * weights).sum().backward()
-    torch.testing.assert_close(found, expected)
+    ((theirs[0] @ theirs[1] + theirs[2]) * weights).sum().backward()
     for one, other in zip(ours, theirs, strict=True):
         torch.testing.assert_close(one.grad, other.grad)
-
-
-@pytest.mark.parametrize("of", ["PyTorch", "oneDNN"])
-@pytest.mark.parametrize("how", ["one for all", "one each"])
-def test_the_product_with_sums_has_the_gradients_of_both(of, how, monkeypatch):
-    """Also where the gradient of the sums is one number, spread without being copied."""
-    if of == "oneDNN":
-        monkeypatch.setattr(products, "_ONEDNN", [torch.float32])
-    weights, each = (
-        torch.randn(7, 5, generator=torch.Generator().manual_seed(1)),
-        torch.randn(11, generator=torch.Generator().manual_seed(2)),
-    )
-    found = []
-    for formula in (products.product_and_sums, lambda a, b: (a @ b, a.sum(0))):
-        a, b, _ = given(torch.float32, False)
-        a, b = torch.randn(7, 11, generator=torch.Generator().manual_seed(3)).requires_grad_(), b.detach().T.contiguous().requires_grad_()
-        product_BE, sums_M = formula(a, b)
-        ((product_BE * weights).sum() + (3 * sums_M.sum() if how == "one for all" else (sums_M * each).sum())).backward()
-        found.append([product_BE, sums_M, a.grad, b.grad])
-    for one, other in zip(*found, strict=True):
-        torch.testing.assert_close(one, other)
 
 
 def test_no_rows_give_no_rows():

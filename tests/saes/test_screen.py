@@ -111,7 +111,7 @@ def test_the_largest_of_a_batch(given):
 def test_what_is_above_a_floor(given, floor):
     pre, floor_M = exact(given), None if floor is None else floor + torch.rand(len(given[2]), generator=torch.Generator().manual_seed(5))
     expected = pre > (0 if floor_M is None else floor_M.double())
-    f = latents.above(*given, floor_M)
+    f, _ = latents.unrectified(*given, floor_M)
     if f.active is None:  # under a floor dense values are left as they are
         mask = dense(f) > (0 if floor_M is None else floor_M.double())
     else:
