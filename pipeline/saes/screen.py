@@ -74,12 +74,17 @@ class Rough:
 
 
 def rough(x_BD: Tensor, W_enc: Tensor, b_enc: Tensor) -> Rough:
-    """`x @ W_enc + b_enc`, nearly. Under autocast that of the product in its precision."""
-    if not has_halves() or torch.is_autocast_enabled("cpu"):
+    """`x @ W_enc + b_enc`, nearly. Without products in bfloat16 as good as it is, under autocast in that of autocast."""
+    if not has_halves():
         pre_BM = product(x_BD, W_enc, b_enc)
         return Rough(
             pre_BM.view(torch.int16).view(*pre_BM.shape, 2)[:, :, 1], 2 * _HALF, torch.zeros(len(x_BD)), lambda at: at.values_of(pre_BM)
         )
+    with torch.autocast("cpu", enabled=False):
+        return _by_halves(x_BD, W_enc, b_enc)
+
+
+def _by_halves(x_BD: Tensor, W_enc: Tensor, b_enc: Tensor) -> Rough:
     mean_D, directions_MD = _middle(x_BD), W_enc.T.contiguous()
     x, w = _rounded(x_BD, mean_D, mean_D), _rounded(directions_MD, torch.zeros_like(mean_D), mean_D)
     bias_M = b_enc + w.along

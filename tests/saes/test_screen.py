@@ -132,6 +132,21 @@ def test_it_is_the_way_that_is_tested(products):
     assert all(screen.above(*given, None, LATENTS) is not None for given in cases().values())
 
 
+@pytest.mark.skipif(not product.has_halves(), reason="this processor has no products in bfloat16")
+@pytest.mark.parametrize("least", [1, 2**62], ids=["loops", "PyTorch"])
+def test_under_autocast_latents_are_those_of_float32(products, monkeypatch, least):
+    if products == "float32":
+        pytest.skip("products under autocast are in bfloat16")
+    monkeypatch.setattr(compiled, "FROM", least)
+    given, found = cases()["plain"], []
+    for autocast in (False, True):
+        with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+            f, (positive, _) = latents.largest(*given, K), latents.unrectified(*given)
+            found.append([f.active.index, f.values, positive.active.index, positive.values])
+    for one, other in zip(*found, strict=True):
+        assert torch.equal(one, other)
+
+
 def test_bfloat16_does_not_decide():
     """1 and 1 + 2^-10 are one number in bfloat16."""
     W_enc = torch.zeros(1, 512)
