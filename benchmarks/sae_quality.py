@@ -2,6 +2,7 @@
 
     python benchmarks/sae_quality.py                       # those of the peers that are installed (pip install -e '.[peers]')
     python benchmarks/sae_quality.py --k 32 --architectures topk --plot frontier.svg --json numbers.json
+    python benchmarks/sae_quality.py --read numbers.json more.json --plot frontier.svg        # of earlier runs; trains nothing
 
 All see the same rows of `blocks.3.resid_post` of stories15M (the store of studies/architectures.yaml, made if it is not there), the same
 number of times and in batches of one size, and are measured on the same held-out rows by one formula (docs/design.md, section 6). Each
@@ -177,8 +178,17 @@ def main() -> None:
     parser.add_argument("--store", type=Path, default=ROOT / STORE, help="folder of stores of a train and a validation split")
     parser.add_argument("--plot", type=Path)
     parser.add_argument("--json", type=Path)
+    parser.add_argument("--read", type=Path, nargs="+", metavar="JSON", help="shows what earlier runs wrote, and trains nothing")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
+    lines = [line for file in options.read for line in json.loads(file.read_text())["lines"]] if options.read else compared(options)
+    at_equal_l0(lines, options.k)
+    if options.plot:
+        plot(lines, options.plot)
+
+
+def compared(options: argparse.Namespace) -> list[dict[str, Any]]:
+    """A line of each tool, architecture and sparsity."""
     there, missing = peers.installed()
     for name, why in missing.items():
         print(f"{name}: not installed ({why})")
@@ -198,12 +208,10 @@ def main() -> None:
                 lines.append({"tool": tool, "architecture": architecture, SPARSITY[architecture]: sparsity, **found, "seconds": seconds})
                 numbers = f"L0 {found['l0']:6.1f}  FVE {found['fve']:.4f}  dead {found['dead']:6.1%}  {seconds:6.0f} s"
                 print(f"{architecture:10} {SPARSITY[architecture]} {sparsity:<5g} {tool:34} {numbers}", flush=True)
-    at_equal_l0(lines, options.k)
     if options.json:
         settings = {name: getattr(options, name) for name in ("latents", "batch", "epochs", "seed", "threads")}
         options.json.write_text(json.dumps({"rows": len(rows), "held_out": len(held_out), **settings, "lines": lines}, indent=1))
-    if options.plot:
-        plot(lines, options.plot)
+    return lines
 
 
 if __name__ == "__main__":
