@@ -1,6 +1,7 @@
 """Loops that choose latents by rough pre-activations and, among these, by exact ones; compiled as those of compiled.py.
 
-Numbers are compared by their bits: as integers, positive floats are in the same order, and their upper halves too.
+Numbers are compared by their bits: as integers, positive floats are in the same order, and their upper halves too. numba takes what is
+made of two integers to have 64 bits; where it is made back into 16 or 32, vectors hold four or two times as many.
 
 What is found for a row goes into a room that the rows of a stretch share, one behind the other: the first of the stretch begins at `room`
 times its number, and `count` says how much each row has (screen.py takes it together).
@@ -18,6 +19,8 @@ from pipeline.saes.compiled import SUMS, loop
 _INFINITE = np.int16(0x7F80)
 """The exponent of infinity and NaN, in the upper half of a float."""
 _MAGNITUDE = np.int16(0x7FFF)
+_COUNTED = 2**14
+"""Keys whose number an int16 can hold."""
 GUESS = 0x4000
 """The key of 2, where a search begins."""
 
@@ -41,7 +44,7 @@ def _zeros_below(_: Any, word: types.Type) -> Any:
 @loop()
 def _order(bits):
     """An integer that is larger where the number is larger, negative ones too."""
-    return bits ^ ((bits >> np.int32(31)) & np.int32(0x7FFFFFFF))
+    return np.int32(bits ^ np.int32(np.int32(bits >> np.int32(31)) & np.int32(0x7FFFFFFF)))
 
 
 @loop(fastmath=SUMS)
@@ -51,7 +54,8 @@ def _rounded(x, shift, along_with, out, norm, lost, along, low, high):
         for d in range(x.shape[1]):
             value = x[row, d] - shift[d]
             bits = _bits(value)
-            half = (bits + np.int32(0x7FFF) + ((bits >> np.int32(16)) & np.int32(1))) >> np.int32(16)
+            even = np.int32(np.int32(bits >> np.int32(16)) & np.int32(1))
+            half = np.int32(np.int32(bits + np.int32(0x7FFF) + even) >> np.int32(16))
             out[row, d] = np.int16(half)
             off = value - _number(np.int32(half << np.int32(16)))
             squares += value * value
@@ -70,10 +74,14 @@ def rounded(edges, x, shift, along_with, out, norm, lost, along):
 
 @loop()
 def _count(keys, edge):
-    number = np.int32(0)
-    for m in range(len(keys)):
-        number += np.int32(keys[m] >= edge)
-    return number
+    total, low = np.int32(0), 0
+    while low < len(keys):
+        some, number = keys[low : low + _COUNTED], np.int16(0)
+        for m in range(len(some)):
+            number = np.int16(number + np.int16(some[m] >= edge))
+        total += np.int32(number)
+        low += _COUNTED
+    return total
 
 
 @loop()
@@ -105,7 +113,7 @@ def _reaching(keys, least, mask, words, some, place, at, end):
     lowest = np.int16(_order(bits) >> np.int32(16))
     for m in range(len(keys)):
         key = keys[m]
-        mask[m] = np.uint8((key ^ ((key >> np.int16(15)) & _MAGNITUDE)) >= lowest)
+        mask[m] = np.uint8(np.int16(key ^ np.int16(np.int16(key >> np.int16(15)) & _MAGNITUDE)) >= lowest)
     number = 0
     for j in range(len(words)):  # few are not 0: a branch for each would be guessed wrong
         some[number] = j
@@ -160,6 +168,14 @@ def candidates(edges, rough, share, off, k, signed, guess, floor, room, place, c
 
 
 @loop()
+def _least_from(order, edge):
+    least = np.int32(0x7FFFFFFF)
+    for n in range(len(order)):
+        least = min(least, order[n] if order[n] >= edge else np.int32(0x7FFFFFFF))
+    return least
+
+
+@loop()
 def _kth(values, first, last, k, order):
     """The order of the k-th largest of some values; that of each is left in `order`."""
     least, most = np.int32(0x7FFFFFFF), np.int32(-0x80000000)
@@ -169,7 +185,9 @@ def _kth(values, first, last, k, order):
     while least < most:
         middle, number = np.int32(least + ((np.int64(most) - least + 1) >> 1)), np.int32(0)
         for n in range(last - first):
-            number += np.int32(order[n] >= middle)
+            number = np.int32(number + np.int32(order[n] >= middle))
+        if number == k:
+            return _least_from(order[: last - first], middle)
         if number >= k:
             least = middle
         else:
