@@ -23,7 +23,7 @@ def part(sae: SAE, centred_BD: Tensor, error_BE: Tensor, at: Step) -> dict[str, 
     W_enc, b_enc, W_dec = sae.W_enc.T.index_select(0, number).T, sae.b_enc.index_select(0, number), sae.W_dec.index_select(0, number)
     f = latents.largest(centred_BD, W_enc, b_enc, min(dead, max(1, centred_BD.shape[1] // 2)))
     wanted_BE = -error_BE.detach()
-    found = (f.decode(W_dec) - wanted_BE).square().sum()
+    (found,), _ = f.errors(W_dec, torch.zeros_like(sae.b_dec), wanted_BE)
     rows = at.summed(torch.tensor(float(len(wanted_BE)), device=wanted_BE.device))
     mean_E = at.summed(wanted_BE.sum(0)) / rows
     variance = at.summed((wanted_BE - mean_E).square().sum()) / rows

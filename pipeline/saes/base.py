@@ -119,14 +119,14 @@ class SAE(nn.Module):
         """Pre-activations (B, M): the dense product, in the precision of the weights whatever it was computed in."""
         return product(centred_BD, self.W_enc, self.bias())
 
-    def reconstruct(self, f: Latents, x_BD: Tensor) -> Tensor:
-        """What `f` stands for (B, E), while training."""
-        return self.completed(f.decode(self.W_dec), x_BD)
+    def error(self, f: Latents, x_BD: Tensor, y_BE: Tensor) -> tuple[Tensor, Tensor]:
+        """Squared error of what `f` stands for, summed over the batch (), and the error (B, E), which has no gradient."""
+        (squared,), error_BE = f.errors(self.W_dec, self.b_dec, self.wanted(x_BD, y_BE))
+        return squared, error_BE
 
-    def completed(self, decoded_BE: Tensor, x_BD: Tensor) -> Tensor:
-        """That, of `f W_dec`."""
-        found = decoded_BE + self.b_dec
-        return found if self.W_skip is None else found + x_BD @ self.W_skip.T
+    def wanted(self, x_BD: Tensor, y_BE: Tensor) -> Tensor:
+        """What latents and b_dec are to give (B, E)."""
+        return y_BE if self.W_skip is None else y_BE - x_BD @ self.W_skip.T
 
     @torch.no_grad()
     def initialise(self, centre_E: Tensor, x_BD: Tensor | None = None) -> None:

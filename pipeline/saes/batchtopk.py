@@ -51,8 +51,7 @@ class Module(SAE):
 
     def losses(self, x_BD: Tensor, y_BE: Tensor, at: Step) -> Losses:
         centred_BD, f = self.survivors(x_BD, at)
-        error_BE = self.reconstruct(f, x_BD) - y_BE
-        squared = error_BE.square().sum()
+        squared, error_BE = self.error(f, x_BD, y_BE)
         error = error_share(squared, len(x_BD), at.variance)
         parts = {"error": error, **auxk.part(self, centred_BD, error_BE, at)}
         return Losses(error + self.spec.auxk * parts.get("auxk", 0.0), parts, f.fired(), squared)

@@ -149,63 +149,45 @@ def sums(edges, starts, index, weights, table, out):
 
 
 @loop(fastmath={"contract"})
-def _add_to_both(out, other, a, b, u, v, w, x):
-    for e in range(len(out)):
-        out[e] += u * a[e] + v * b[e]
-        other[e] += w * a[e] + x * b[e]
+def _less(left, right, out):
+    for d in range(len(out)):
+        out[d] = left[d] - right[d]
 
 
 @loop()
-def _both_sums(starts, index, weights, others, table, out, other, low, high):
-    tile = max(1, _TILE // (4 * table.shape[1]))
-    if not tiles_pay(len(index), len(out), table, 4):
-        tile = len(table)
+def _error(first, end, index, weights, table, out, inner):
+    n = first
+    while n + 3 < end:
+        a, b, c, d = table[index[n]], table[index[n + 1]], table[index[n + 2]], table[index[n + 3]]
+        _add_four(out, a, b, c, d, weights[n], weights[n + 1], weights[n + 2], weights[n + 3])
+        n += 4
+    while n < end:
+        _add(out, table[index[n]], weights[n])
+        n += 1
+    n = first  # the rows of the table are in the cache
+    while n + 1 < end:
+        inner[n], inner[n + 1] = _two_products(out, table[index[n]], table[index[n + 1]])
+        n += 2
+    if n < end:
+        inner[n] = _product(out, table[index[n]])
+
+
+@loop()
+def _errors(starts, index, weights, table, bias, wanted, out, squared, inner, low, high):
     for row in range(low, high):
-        for d in range(table.shape[1]):
-            out[row, d] = 0
-            other[row, d] = 0
-    at = starts[low : high + 1].copy()
-    for edge in range(tile, len(table) + tile, tile):
-        for row in range(low, high):
-            n, end = at[row - low], starts[row + 1]
-            while n + 1 < end and index[n] < edge and index[n + 1] < edge:
-                a, b = table[index[n]], table[index[n + 1]]
-                _add_to_both(out[row], other[row], a, b, weights[n], weights[n + 1], others[n], others[n + 1])
-                n += 2
-            if n < end and index[n] < edge:
-                _add(out[row], table[index[n]], weights[n])
-                _add(other[row], table[index[n]], others[n])
-                n += 1
-            at[row - low] = n
+        for each in range(len(weights)):
+            error = out[each, row]
+            _less(bias, wanted[row], error)
+            _error(starts[row], starts[row + 1], index, weights[each], table, error, inner[each])
+            squared[each, row] = _product(error, error)
 
 
 @loop(parallel=True)
-def both_sums(edges, starts, index, weights, others, table, out, other):
-    """`sums` for two weights of each pair."""
+def errors(edges, starts, index, weights, table, bias, wanted, out, squared, inner):
+    """For each of some weights (C, N) of the pairs: weighted sums of rows of a table, plus a bias (D,), less what is wanted (B, D), into
+    `out` (C, B, D); the squared norms of these (C, B); and their inner products with the pairs' rows of the table (C, N)."""
     for part in prange(len(edges) - 1):
-        _both_sums(starts, index, weights, others, table, out, other, edges[part], edges[part + 1])
-
-
-@loop()
-def _both_inner(left, lefts, right, starts, index, out, other, low, high):
-    tile = max(1, _TILE // (4 * right.shape[1]))
-    if not tiles_pay(len(index), len(left), right, 4):
-        tile = len(right)
-    at = starts[low : high + 1].copy()
-    for edge in range(tile, len(right) + tile, tile):
-        for row in range(low, high):
-            n = at[row - low]
-            while n < starts[row + 1] and index[n] < edge:
-                out[n], other[n] = _two_products(right[index[n]], left[row], lefts[row])
-                n += 1
-            at[row - low] = n
-
-
-@loop(parallel=True)
-def both_inner(edges, left, lefts, right, starts, index, out, other):
-    """`inner` of two matrices with the same one."""
-    for part in prange(len(edges) - 1):
-        _both_inner(left, lefts, right, starts, index, out, other, edges[part], edges[part + 1])
+        _errors(starts, index, weights, table, bias, wanted, out, squared, inner, edges[part], edges[part + 1])
 
 
 @loop()

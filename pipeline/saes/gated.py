@@ -41,15 +41,11 @@ class Module(SAE):
         centred_BD = self.centred(x_BD)
         gate, f = self._opened(*latents.unrectified(centred_BD, self.W_enc, self.bias("b_gate")))
         rows = len(x_BD)
-        decoded_BE, gate_BE = f.decode_both(gate, self.W_dec)
-        squared = (self.completed(decoded_BE, x_BD) - y_BE).square().sum()
-        by_gate_BE = gate_BE + self.b_dec.detach()
-        if self.W_skip is not None:
-            by_gate_BE = by_gate_BE + x_BD @ self.W_skip.detach().T
+        (squared, by_gate), _ = f.errors(self.W_dec, self.b_dec, self.wanted(x_BD, y_BE), gate)
         parts = {
             "error": error_share(squared, rows, at.variance),
             "l1": gate.total() / (rows * at.variance**0.5),
-            "gate_error": error_share((by_gate_BE - y_BE).square().sum(), rows, at.variance),
+            "gate_error": error_share(by_gate, rows, at.variance),
         }
         total = parts["error"] + at.sparsity * self.spec.l1 * parts["l1"] + parts["gate_error"]
         return Losses(total, parts, f.fired(), squared)

@@ -73,7 +73,7 @@ class Module(SAE):
         z, bias_M = latents.unrectified(centred_BD, self.W_enc, self.bias(), lower_M, precise=True)
         values, active, counts_M = jump(z.values, z.spread(self.threshold), self.spec.bandwidth, bias_M)
         f = replace(z, values=values, over_BM=values.detach(), counts_M=counts_M)
-        squared = (self.reconstruct(f, x_BD) - y_BE).square().sum()
+        squared, _ = self.error(f, x_BD, y_BE)
         rows = len(x_BD)
         parts = {"error": error_share(squared, rows, at.variance), "penalty": self._penalty(active, rows, at)}
         return Losses(parts["error"] + at.sparsity * parts["penalty"], parts, f.fired(), squared)

@@ -4,7 +4,7 @@ Only the encoder's product is dense; what follows touches the active latents alo
 form of one line, which tests compare with (values and gradients, in float64).
 
 - decode: sums of gathered decoder rows (embedding_bag)
-- gradient of the active values: N inner products of D (compiled.py; sampled_addmm)
+- gradient of the active values: N inner products of D (compiled.py; sampled_addmm), of squared errors taken with the decoding
 - gradients of the two weight matrices: sums of gathered rows of the batch, by latent (embedding_bag over the transposed pairs)
 
 All of them are PyTorch's own on every device; for large batches on a processor some are loops of compiled.py. There they give the same bits
@@ -32,6 +32,8 @@ SPARSE_BELOW = 0.1
 
 _TRANSPOSED_FROM = 2**14
 """Pairs from which a loop puts them in order of latents sooner than a sort."""
+_TILES_PAY = 12
+"""Pairs that a row has in a tile of W_dec from which sums and their gradients, each by tiles, are faster than both together."""
 _WORD = 8
 """Entries of a mask that one integer holds."""
 
@@ -214,29 +216,46 @@ def decode_at(values_N: Tensor, W_dec: Tensor, active: Active) -> Tensor:
     return _Decode.apply(values_N, W_dec, active)
 
 
-class _DecodeBoth(torch.autograd.Function):
+class _Errors(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, values_N: Tensor, others_N: Tensor, W_dec: Tensor, active: Active) -> tuple[Tensor, Tensor]:
-        ctx.save_for_backward(values_N, W_dec)
+    def forward(ctx: Any, W_dec: Tensor, b_dec: Tensor, wanted_BD: Tensor, active: Active, *values: Tensor) -> tuple[Tensor, Tensor]:
+        values_CN = torch.stack(values)
+        out_CBD, squared_CB, inner_CN = (
+            torch.empty(len(values), *wanted_BD.shape),
+            torch.empty(len(values), active.rows),
+            torch.empty_like(values_CN),
+        )
+        given = (values_CN, W_dec, b_dec, wanted_BD, out_CBD, squared_CB, inner_CN)
+        compiled.parallel(compiled.errors, active.rows, *active.compact, *given)
+        error_BD = out_CBD[0]
+        ctx.save_for_backward(values_CN[0], inner_CN, error_BD)
         ctx.active = active
-        out, other = (W_dec.new_empty(active.rows, W_dec.shape[1]) for _ in range(2))
-        compiled.parallel(compiled.both_sums, active.rows, *active.compact, values_N, others_N, W_dec, out, other)
-        return out, other
+        ctx.mark_non_differentiable(error_BD)
+        return squared_CB.sum(1), error_BD
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad_BD: Tensor, other_BD: Tensor) -> tuple[Tensor | None, ...]:
-        values_N, W_dec = ctx.saved_tensors
-        active, (out, other) = ctx.active, (torch.empty_like(values_N) for _ in range(2))
-        compiled.parallel(compiled.both_inner, active.rows, grad_BD, other_BD, W_dec, *active.compact, out, other)
-        return out, other, active.transposed_times(values_N, grad_BD), None
+    def backward(ctx: Any, grad_C: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+        values_N, inner_CN, error_BD = ctx.saved_tensors
+        twice_C = 2 * grad_C
+        of_W, of_b, of_wanted = ctx.needs_input_grad[:3]
+        grad_W = ctx.active.transposed_times(values_N * twice_C[0], error_BD) if of_W else None
+        grad_b = error_BD.sum(0).mul_(twice_C[0]) if of_b else None
+        return grad_W, grad_b, -twice_C[0] * error_BD if of_wanted else None, None, *(inner_CN * twice_C.unsqueeze(1))
 
 
-def decode_both_at(values_N: Tensor, others_N: Tensor, W_dec: Tensor, active: Active) -> tuple[Tensor, Tensor]:
-    """`f @ W_dec` of two values of each active pair; the gradient of W_dec is of the first alone."""
-    if compiled.pays(len(values_N) * W_dec.shape[1], values_N, others_N, W_dec):
-        return _DecodeBoth.apply(values_N, others_N, W_dec, active)
-    return decode_at(values_N, W_dec, active), decode_at(others_N, W_dec.detach(), active)
+def errors_at(W_dec: Tensor, b_dec: Tensor, wanted_BD: Tensor, active: Active, *values: Tensor) -> tuple[Tensor, Tensor]:
+    """Squared errors `f @ W_dec + b_dec - wanted`, summed (C,), of C values (N,) of each active pair, and the error of the first (B, D),
+    which has no gradient. Gradients reach all values; W_dec, b_dec and `wanted` have that of the first alone.
+
+    A row's part of W_dec is read from memory once, for its error and for the gradient of its values."""
+    if compiled.pays(len(values[0]) * W_dec.shape[1], W_dec, b_dec, wanted_BD, *values) and not (
+        len(values) == 1 and compiled.tiles_pay(len(values[0]), active.rows, W_dec.detach().numpy(), _TILES_PAY)
+    ):
+        return _Errors.apply(W_dec, b_dec, wanted_BD, active, *values)
+    errors = [decode_at(values[0], W_dec, active) + b_dec - wanted_BD]
+    errors += [decode_at(other, W_dec.detach(), active) + b_dec.detach() - wanted_BD.detach() for other in values[1:]]
+    return torch.stack([error.square().sum() for error in errors]), errors[0].detach()
 
 
 class _AtPairs(torch.autograd.Function):

@@ -48,11 +48,14 @@ class Latents:
         """`f @ W_dec` (B, E)."""
         return product(self.values, W_dec) if self.active is None else kernels.decode_at(self.values, W_dec, self.active)
 
-    def decode_both(self, other: "Latents", W_dec: Tensor) -> tuple[Tensor, Tensor]:
-        """That, and the same of others on the same support, whose gradient does not reach W_dec."""
-        if self.active is None:
-            return product(self.values, W_dec), product(other.values, W_dec.detach())
-        return kernels.decode_both_at(self.values, other.values, W_dec, self.active)
+    def errors(self, W_dec: Tensor, b_dec: Tensor, wanted_BE: Tensor, *others: "Latents") -> tuple[Tensor, Tensor]:
+        """Squared error of `f @ W_dec + b_dec` over the batch, and of others on the same support (C,), whose gradients reach their values
+        alone; and the error (B, E), without a gradient."""
+        if self.active is not None:
+            return kernels.errors_at(W_dec, b_dec, wanted_BE, self.active, self.values, *(other.values for other in others))
+        errors = [product(self.values, W_dec) + b_dec - wanted_BE]
+        errors += [product(other.values, W_dec.detach()) + b_dec.detach() - wanted_BE.detach() for other in others]
+        return torch.stack([error.square().sum() for error in errors]), errors[0].detach()
 
     def sums(self) -> Tensor:
         """Sum of each latent's values over the rows (M,)."""

@@ -23,7 +23,7 @@ class Module(batchtopk.Module):
 
     def losses(self, x_BD: Tensor, y_BE: Tensor, at: Step) -> Losses:
         centred_BD, f = self.survivors(x_BD, at)
-        error_BE = self.b_dec - y_BE if self.W_skip is None else self.b_dec + x_BD @ self.W_skip.T - y_BE
+        error_BE = self.b_dec - self.wanted(x_BD, y_BE)
         sizes, squares = [0, *self.spec.sizes(len(self.W_dec))], []
         for (low, high), W_dec in zip(pairwise(sizes), self.W_dec.split([high - low for low, high in pairwise(sizes)]), strict=True):
             error_BE = error_BE + f.between(low, high).decode(W_dec)

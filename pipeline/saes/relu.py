@@ -26,7 +26,7 @@ class Module(SAE):
     def losses(self, x_BD: Tensor, y_BE: Tensor, at: Step) -> Losses:
         centred_BD = self.centred(x_BD)
         f = latents.above(centred_BD, self.W_enc, self.bias())
-        squared = (self.reconstruct(f, x_BD) - y_BE).square().sum()
+        squared, _ = self.error(f, x_BD, y_BE)
         rows, sums_M = len(x_BD), f.sums()
         weighted = sums_M * norms(self.W_dec) if self.spec.penalty == "decoder-norm" else sums_M
         if self.spec.error == "variance":

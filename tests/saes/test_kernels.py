@@ -67,19 +67,27 @@ def test_decoding_active_pairs_is_the_dense_product(mask):
 
 @pytest.mark.parametrize("least", [1, 2**62], ids=["loops", "PyTorch"])
 @pytest.mark.parametrize("mask", patterns().values(), ids=patterns().keys())
-def test_decoding_two_values_of_each_pair(mask, least, monkeypatch):
-    """The decoder learns from the first."""
+@pytest.mark.parametrize("count", [1, 2])
+def test_squared_errors_of_some_values_of_each_pair(mask, count, least, monkeypatch):
+    """The decoder, its bias and what is wanted learn from the first."""
     monkeypatch.setattr(compiled, "FROM", least)
+    monkeypatch.setattr(kernels, "_TILES_PAY", 2**30)
     active, found = kernels.Active.where(mask), []
-    given = [random(int(mask.sum()), seed=seed).float() for seed in (1, 2)]
-    W, weights = random(LATENTS, WIDTH, seed=3).float(), [random(ROWS, WIDTH, seed=seed).float() for seed in (4, 5)]
-    for both in (kernels.decode_both_at, lambda f, g, W, active: (active.dense(f) @ W, active.dense(g) @ W.detach())):
-        f, g, V = (each.clone().requires_grad_() for each in (*given, W))
-        out = both(f, g, V, active)
-        sum((one * weight).sum() for one, weight in zip(out, weights, strict=True)).backward()
-        found.append([*out, f.grad, g.grad, V.grad])
+    given = [random(LATENTS, WIDTH, seed=1), random(WIDTH, seed=2), random(ROWS, WIDTH, seed=3)]
+    given += [random(int(mask.sum()), seed=seed) for seed in (4, 5)[:count]]
+
+    def plain(W, b, wanted, active, *values):
+        errors = [active.dense(values[0]) @ W + b - wanted]
+        errors += [active.dense(other) @ W.detach() + b.detach() - wanted.detach() for other in values[1:]]
+        return torch.stack([error.square().sum() for error in errors]), errors[0]
+
+    for errors, kind in ((kernels.errors_at, torch.float32), (plain, torch.float64)):
+        W, b, wanted, *values = (each.to(kind, copy=True).requires_grad_() for each in given)
+        squared_C, error = errors(W, b, wanted, active, *values)
+        (squared_C * torch.tensor([0.7, 0.3][:count])).sum().backward()
+        found.append([squared_C, error.detach(), *(each.grad for each in (W, b, wanted, *values))])
     for ours, theirs in zip(*found, strict=True):
-        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(ours.double(), theirs, rtol=1e-5, atol=1e-5)
 
 
 def test_chosen_pairs_need_not_be_in_order():
