@@ -137,6 +137,8 @@ class SAE(nn.Module):
             bounds = dict.fromkeys(("W_enc", *self._BIASES), self.W_enc.shape[0]) | dict.fromkeys(("W_dec", "b_dec"), self.W_dec.shape[0])
             for name, inputs in bounds.items():
                 getattr(self, name).uniform_(-(inputs**-0.5), inputs**-0.5, generator=generator)
+            for name in self._THRESHOLDS:
+                getattr(self, name).mul_(self.W_enc.norm(dim=0))  # as many rows reach them as with columns of norm 1
             if self.unit_decoder():
                 renormalise(self.W_dec)
         else:

@@ -3,7 +3,8 @@
 import torch
 from torch import Tensor
 
-from pipeline.saes.base import SAE
+from pipeline.saes.base import SAE, Step
+from pipeline.saes.units import Units
 
 BATCH = 1024
 QUANTILES = (10, 50, 90)
@@ -38,3 +39,14 @@ class HeldOut:
         shares = torch.tensor(QUANTILES, dtype=torch.float64) / 100
         values = density_M.quantile(shares).tolist()
         return row | {f"validation_density_{share}": value for share, value in zip(QUANTILES, values, strict=True)}
+
+    @torch.no_grad()
+    def loss(self, sae: SAE, inputs: Units, outputs: Units, variance: float) -> float:
+        """Mean over the rows of the loss that an SAE is trained with, penalties at their full weight; in units of training, in which
+        `variance` is."""
+        total, training = 0.0, sae.training
+        sae.eval()
+        for x, y in zip(self.x_ND.split(BATCH), self.y_NE.split(BATCH), strict=True):
+            total += len(x) * sae.losses(inputs.apply(x), outputs.apply(y), Step(variance)).total.item()
+        sae.train(training)
+        return total / len(self.x_ND)

@@ -1,6 +1,7 @@
 """Dead latents get directions of rows that are reconstructed badly (Bricken et al. 2023, "Towards Monosemanticity", on resampling).
 
-- a row is drawn with a probability that goes with the square of its loss, and no row twice, so that no two latents are given the same
+- a row is drawn with a probability that goes with the square of its loss, and none twice, nor one that equals it, so that no two latents
+  are given the same
 - the decoder's row is the row's direction from b_dec, of norm 1; the encoder's the same direction, a fifth as long as those of live
   latents are on average; thresholds are those of the start times the row's norm, and other settings of the latent (biases, gates) are
   those of the start. Where b_dec is not subtracted from the input, the bias takes off what the centre gives: the pre-activation is
@@ -27,9 +28,11 @@ def axes(sae: SAE) -> dict[str, int]:
 @torch.no_grad()
 def resample(sae: SAE, dead_M: Tensor, x_ND: Tensor, y_NE: Tensor, seed: int) -> Tensor:
     """Gives dead latents new directions, from rows and what is predicted from them, in units of training. Returns which were changed: as
-    many as there are rows that are not perfect."""
+    many as there are distinct rows that are not perfect."""
     loss_N = torch.cat([(sae(x) - y).square().sum(1) for x, y in zip(x_ND.split(BATCH), y_NE.split(BATCH), strict=True)]).double().cpu()
     chance_N = (loss_N / loss_N.max().clamp_min(torch.finfo(loss_N.dtype).tiny)).square()
+    which_N = _distinct(x_ND if sae.spec.outputs is None else torch.cat([x_ND, y_NE], 1))
+    chance_N = torch.zeros_like(chance_N).index_add(0, which_N, chance_N)
     dead = dead_M.nonzero().squeeze(1)
     dead = dead[: int((chance_N > 0).sum())]
     if not len(dead):
@@ -47,6 +50,13 @@ def resample(sae: SAE, dead_M: Tensor, x_ND: Tensor, y_NE: Tensor, seed: int) ->
     if not sae.spec.subtract_b_dec:
         sae.shift_pre(torch.zeros_like(norm_M).index_copy(0, dead, -(centre_D @ sae.W_enc[:, dead])))
     return dead
+
+
+def _distinct(x_ND: Tensor) -> Tensor:
+    """For each row the number of one that stands for all that equal it (N,)."""
+    _, group_N = x_ND.cpu().unique(dim=0, return_inverse=True)
+    number_N = torch.arange(len(x_ND))
+    return number_N.index_copy(0, group_N, number_N)[group_N]
 
 
 def _unit(x_ND: Tensor) -> Tensor:

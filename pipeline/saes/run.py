@@ -15,7 +15,7 @@ from torch import Tensor
 from pipeline.artifacts.errors import UserError
 from pipeline.artifacts.seeds import derive
 from pipeline.console import say
-from pipeline.saes import decoder, resampling
+from pipeline.saes import decoder, resampling, verdicts
 from pipeline.saes.base import SAE, Losses, Step
 from pipeline.saes.held_out import HeldOut
 from pipeline.saes.progress import Progress
@@ -26,10 +26,6 @@ from pipeline.training.optimizer import ScheduledAdamW
 from pipeline.training.processes import ALONE, Group
 from pipeline.training.snapshot import Tensors, named, under
 
-UNMOVED = 0.05
-"""L0 that differs by less than this share between the first step and the last rows has not moved."""
-MISSED = 0.25
-"""Share of the L0 that is asked for by which the last one may be off."""
 Sample = Callable[[], tuple[Tensor, Tensor]]
 
 
@@ -161,10 +157,11 @@ class Run:
         row["l0"] = self.fired_M.sum().item() / self.at.counted
         row["dead"] = self._dead().double().mean().item()
         self.at.curve.append(row)
-        fault = self._fault(row)
+        fault = verdicts.fault(self.at.curve, self.at.step == self.data.steps, self.sae)
         if self.held_out and not fault:
             row |= self.held_out.measure(self.folded())
-        if self.group.said(not isfinite(row.get("validation_fve", 0.0))):
+            row["validation_loss"] = self._held_out_loss(row)
+        if self.group.said(not isfinite(row.get("validation_loss", 0.0))):
             fault = "the loss on held-out rows is not finite"
         if fault:
             self._diverged(fault)
@@ -175,27 +172,33 @@ class Run:
         self.optimizer.plateau.factor = self.group.said(self.optimizer.plateau.factor)
         stale = self.settings.stop_after is not None and self.at.waited >= self.settings.stop_after
         self.at.ended = self.at.step == self.data.steps or bool(self.group.said(stale))
+        early = self.at.step - self.every < verdicts.EARLY * self.data.steps <= self.at.step
         if self.at.ended:
-            self._check_l0(row)
+            self._check_end(row)
+        elif early and self.group.first and (told := verdicts.unmoved(self.spec, row["l0"], self.at.first_l0)):
+            say(f"{self.called}after step {self.at.step:,}: {told}")
         return row
+
+    def _held_out_loss(self, row: dict[str, float]) -> float:
+        """What `keep`, `stop_after` and a plateau go by. An error alone is least where L0 has not fallen yet."""
+        assert self.held_out is not None
+        error, wanted = 1 - row["validation_fve"], self.spec.wanted_l0()
+        if wanted is not None:
+            return error + (row["validation_l0"] / wanted - 1) ** 2
+        return self.held_out.loss(self.sae, self.data.inputs, self.data.outputs, self.data.variance) if self.spec.penalised() else error
 
     def _judge(self, row: dict[str, float]) -> None:
         """Keeps the best weights, and counts the points since."""
         if self.good is not None:
             self.good, self.at.good_step = self._weights(), self.at.step
-        if "validation_fve" not in row:
+        if "validation_loss" not in row or self.at.step < self.spec.settled() * self.data.steps:
             return
-        loss = 1 - row["validation_fve"]
+        loss = row["validation_loss"]
         self.optimizer.plateau.measured(loss)
         if loss < self.at.best_loss:
             self.at.best_loss, self.at.best_step, self.at.waited, self.best = loss, self.at.step, 0, self._weights()
         else:
             self.at.waited += 1
-
-    def _fault(self, row: dict[str, float]) -> str | None:
-        if not isfinite(row["loss"]):
-            return f"the loss is {row['loss']}"
-        return None if all(p.isfinite().all() for p in self.sae.parameters()) else "the weights are not finite"
 
     def _diverged(self, fault: str) -> None:
         told = f"training diverged: {fault} after step {self.at.step:,}; lower training.lr"
@@ -205,19 +208,13 @@ class Run:
         self.sae.load_state_dict(self.good)
         self.at.diverged = self.at.ended = True
 
-    def _check_l0(self, row: dict[str, float]) -> None:
+    def _check_end(self, row: dict[str, float]) -> None:
         """What the first process measures on held-out rows is of the SAE as it is after training; without them it is of the last rows."""
-        at_the_end, wanted = self.group.said(row.get("validation_l0", row["l0"])), self.spec.wanted_l0()
-        if not row["l0"] or not at_the_end:
-            told, way = "L0 is 0 at the end: no latent is active", "lower the penalty, thresholds or learning rate"
-        elif wanted is not None and abs(at_the_end - wanted) > MISSED * wanted:
-            told, way = f"L0 is {at_the_end:.4g} at the end, and {wanted:g} was asked for", "train longer, change the learning rate"
-        elif wanted is None and self.spec.penalised() and abs(row["l0"] - self.at.first_l0) <= UNMOVED * self.at.first_l0:
-            # what was meant to be swept is not (the complaint of SAELens' issue 494)
-            told = f"L0 did not move under the sparsity penalty: {self.at.first_l0:.4g} at the first step, {row['l0']:.4g} at the last"
-            way = "raise the penalty, train longer"
-        else:
+        l0, fve = (self.group.said(row.get(f"validation_{name}", row[name])) for name in ("l0", "fve"))
+        found = verdicts.at_the_end(self.spec, row, l0, fve, self.at.first_l0)
+        if found is None:
             return
+        told, way = found
         if self.settings.when_unmoved == "stop":
             raise UserError(f"{self.called}{told}; {way}, or give `training.when_unmoved: warn`")
         self._tell(told)

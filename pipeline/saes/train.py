@@ -4,6 +4,7 @@ import time
 from contextlib import closing, nullcontext
 from dataclasses import dataclass, field
 from functools import cached_property
+from math import ceil
 from pathlib import Path
 from typing import Any
 
@@ -89,6 +90,11 @@ def begun(sae: SAE, spec: Spec, source: Source, batches: ActivationLoader, group
     steps = settings.epochs * batches.steps()
     if late := [step for step in settings.snapshots if step > steps]:
         raise UserError(f"{called}training.snapshots: {late[0]:,} is after the last step, {steps:,}")
+    rows = settings.epochs * batches.rows
+    window = settings.window(rows)
+    if early := [share for share in settings.resample if ceil(share * steps) * settings.batch < window]:
+        told = f"at {early[0]:g} of the run no latent is dead yet: that takes {window:,} of its {rows:,} rows without a fire"
+        raise UserError(f"{called}training.resample: {told}; resample later, or give a smaller `dead_share` or `dead_tokens`")
     inputs, variance = normalise.units(store, source.hook, spec.normalise, device())
     outputs = inputs
     if source.output != source.hook:
@@ -98,7 +104,7 @@ def begun(sae: SAE, spec: Spec, source: Source, batches: ActivationLoader, group
         centre = outputs.apply(torch.from_numpy(store.mean(source.output)).float().to(device()).unsqueeze(0)).squeeze(0)
     elif spec.b_dec == "geometric-median":
         centre = normalise.geometric_median(outputs.apply(source.sample()[1]))
-    data = Data(inputs, outputs, variance, centre, settings.epochs * batches.rows, steps, inputs.apply(source.few))
+    data = Data(inputs, outputs, variance, centre, rows, steps, inputs.apply(source.few))
     return Run(sae, spec, data, group, source.held_out(settings.validate_on) if group.first else None, source.sample, name)
 
 

@@ -21,10 +21,15 @@ class KSparse(SAE):
             return self.k
         return round(self.k_start + (self.k - self.k_start) * share / self.k_anneal)
 
+    def settled(self) -> float:
+        return self.k_anneal if self.k_start is not None else 0.0
+
     def idle(self) -> dict[str, str]:
         found = super().idle()
         if self.k_start is None and "k_anneal" in self.model_fields_set:
             found["k_anneal"] = "has no effect without `k_start`, from which k would fall; give it, or leave this out"
+        if self.k_start is not None and not self.k_anneal:
+            found["k_start"] = "has no effect with `k_anneal: 0`, the share of the run in which k falls; leave it out, or give a share"
         return found
 
     def problems(self, width: int) -> list[str]:

@@ -35,22 +35,25 @@ class SAETraining(Optimizer):
     dead_share: Annotated[float, Number, Field(gt=0, le=1)] = 0.2
     resample: Annotated[list[Share], Distinct] = []
     """Points of the run, as shares of its steps, at which dead latents are given directions of rows that are reconstructed badly
-    (Bricken et al. 2023). None before `dead_share`: until then no latent is dead."""
+    (Bricken et al. 2023). Not before `dead_tokens` or `dead_share` have passed: until then no latent is dead."""
     points: Count = 50
     """Rows in the training curve, each with what is measured on held-out rows."""
     validate_on: Count = 2**13
     """Rows of the validation store, spread evenly, that are measured; none where the activations have no such split."""
     keep: Literal["last", "best"] = "last"
-    """Which weights the study goes on with: of the last step, or of the best held-out loss. Both are saved."""
+    """Which weights the study goes on with: of the last step, or of the best held-out loss, from where the sparsity penalty has its full
+    weight, and k its value, on. The loss is 1 - FVE; with `target_l0` more by the square of how far L0 is off, as a share; with another
+    penalty that of training. Both are saved."""
     stop_after: Count | None = None
     """Points of the curve without a new best held-out loss after which training stops."""
     snapshots: Annotated[list[Count], Distinct] = []
     """Steps after which the weights are kept as well, to see how features emerge."""
     when_wrong: Literal["stop", "warn"] = "stop"
-    """What a run does whose loss is no longer finite: end with an error, or say so and go on with the last good weights."""
+    """What a run does whose loss is no longer finite, or whose error is more than twice the variance and grows or is so at the end: end with
+    an error, or say so and go on with the last good weights."""
     when_unmoved: Literal["stop", "warn"] = "warn"
-    """What a run does whose L0 did not move under a sparsity penalty, missed the one that was asked for, or is 0 at the end: end with an
-    error, or say so, here and in the report."""
+    """What a run does whose L0 did not fall under a sparsity penalty, missed the one that was asked for, or is 0 at the end, or whose FVE
+    is below 0 there: end with an error, or say so, here and in the report."""
     processes: Count = 1
     """Processes that share each batch (torchrun), on one machine."""
 
@@ -58,9 +61,6 @@ class SAETraining(Optimizer):
     def _consistent(self) -> Self:
         if self.processes > self.batch:
             raise ValueError(f"processes: {self.processes} cannot share batches of {self.batch} rows")
-        if early := [share for share in self.resample if share < self.dead_share]:
-            told = f"at {early[0]:g} of the run no latent is dead yet, for `dead_share` is {self.dead_share:g}"
-            raise ValueError(f"resample: {told}; resample later, or give a smaller `dead_share`")
         return self
 
     def for_run(self, latents: int, steps: int) -> Self:
@@ -163,6 +163,10 @@ class SAE(Spec):
     def k_at(self, share: float) -> int | None:
         """Latents that may fire for one input when this share of the run is over; None where no number is kept."""
         return None
+
+    def settled(self) -> float:
+        """Share of the run from which its loss is the same at each step: one of few penalties or many latents is no measure of the end."""
+        return self.training.sparsity_warmup if self.penalised() else 0.0
 
     def penalised(self) -> bool:
         """Whether a penalty in the loss is to make latents sparse."""

@@ -111,7 +111,7 @@ TRANSCODERS = {
 @pytest.fixture(scope="session")
 def results_with_transcoders(tmp_path_factory) -> Results:
     """Two transcoders, of which one had to be warned of."""
-    facts = {"skip": {"wrong": "L0 did not move <under> the penalty", "resampled": 17, "kept": "best", "kept_step": 750}}
+    facts = {"skip": {"wrong": "L0 did not fall <under> the penalty", "resampled": 17, "kept": "best", "kept_step": 750}}
     return publish(tmp_path_factory.mktemp("transcoders"), Graph(parse(TRANSCODERS)), facts=facts)
 
 

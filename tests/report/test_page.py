@@ -170,7 +170,7 @@ def test_a_transcoder_shows_where_it_leads_and_what_was_told_of_it(results_with_
     first, second = training(html)
     assert (first["trained on"], first["weightsof step"], first["snapshotsafter steps"]) == (leads, "last", "–")
     assert (second["weightsof step"], second["snapshotsafter steps"], second["given newdirections"]) == ("750", "20, 500, 1,000", "17")
-    assert f"Told while training: skip on {leads}: L0 did not move <under> the penalty." in Reader(html).text
+    assert f"Told while training: skip on {leads}: L0 did not fall <under> the penalty." in Reader(html).text
 
 
 def test_many_names_are_told_apart():

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+from pipeline.artifacts.errors import UserError
 from pipeline.saes import checkpoint, resampling, train
 from pipeline.study.kinds import kinds
 from pipeline.study.sae import SAETraining
@@ -17,13 +18,17 @@ def test_the_window_is_the_smaller_of_a_number_of_tokens_and_a_share_of_the_run(
     assert SAETraining(dead_tokens=tokens, dead_share=share).window(rows) == window
 
 
-@pytest.mark.parametrize(("resample", "told"), [([0.1], "at 0.1 of the run"), ([0.6, 0.19], "at 0.19 of the run"), ([0.2, 0.9], None)])
-def test_resampling_before_any_latent_can_be_dead_is_refused(resample, told):
+@pytest.mark.parametrize(
+    ("resample", "tokens", "told"), [([0.1], 10_000, 0.1), ([0.6, 0.17], 10_000, 0.17), ([0.2, 0.9], 10_000, None), ([0.1], 240, None)]
+)
+def test_resampling_before_any_latent_can_be_dead_is_refused(store, resample, tokens, told):
+    """Of 2,400 rows a fifth has to pass, or `dead_tokens`."""
+    training = {**TRAINING, "resample": resample, "dead_tokens": tokens}
     if told is None:
-        assert SAETraining(resample=resample).resample == resample
+        assert made(store, **TOPK, training=training)[0].resample_at
         return
-    with pytest.raises(ValueError, match=f"resample: {told} no latent is dead yet, for `dead_share` is 0.2; resample later"):
-        SAETraining(resample=resample)
+    with pytest.raises(UserError, match=rf"training\.resample: at {told} of the run no latent is dead yet: that takes 480 of its 2,400 rows"):
+        made(store, **TOPK, training=training)
 
 
 @pytest.mark.parametrize("share", [0.07, 0.11, 0.3, 0.57])
@@ -127,6 +132,18 @@ def test_what_resampling_changes_and_what_it_leaves(store):
     assert len(set(row.tolist())) == 20, "distinct inputs"
     length = 0.2 * before["W_enc"][:, :4].norm(dim=0).mean()
     torch.testing.assert_close(sae.W_enc[:, 4:], length * sae.W_dec[4:].T)
+
+
+@pytest.mark.parametrize("out", [None, 6], ids=["SAE", "transcoder"])
+def test_rows_that_are_equal_give_one_latent_its_direction(build, out):
+    """Ten rows, of which seven are two rows again."""
+    x = torch.randn(10, 6, generator=torch.Generator().manual_seed(0))
+    x[3:6], x[6:] = x[0], x[1]
+    y = x if out is None else x.flip(1)
+    sae, _ = build(width=6, **RELU, latents=9, **({} if out is None else {"out": out}))
+    changed = resampling.resample(sae, torch.arange(9) >= 1, x, y, seed=0)
+    assert len(changed) == 3
+    assert len(sae.W_dec[changed].unique(dim=0)) == 3
 
 
 def test_thresholds_of_new_latents_are_as_much_smaller_as_their_directions(build):

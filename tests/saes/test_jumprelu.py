@@ -149,6 +149,10 @@ def test_thresholds_begin_where_the_target_is_reached_but_for_what_is_learned(ta
     sae.threshold.data.fill_(9.0)
     sae.restart(torch.arange(300), sae.W_enc.norm(dim=0)[0].item())
     torch.testing.assert_close(sae.threshold, first)
+    linear, _ = checkpoint.build({"architecture": "jumprelu", "latents": 300, "target_l0": target, "init": "linear"}, 20)
+    linear.initialise(torch.zeros(20))
+    assert linear.W_enc.norm(dim=0).mean() < 0.7
+    assert (linear.encode(x) != 0).sum().item() / 4000 == pytest.approx(wanted, rel=0.25), "as many, but for what biases add"
     given, _ = checkpoint.build({"architecture": "jumprelu", "latents": 300, "target_l0": 3, "threshold": 0.4}, 20)
     given.initialise(torch.zeros(20))
     assert (given.threshold == torch.tensor(0.4)).all(), "what the study says"

@@ -29,7 +29,7 @@ STEPS = 30
 
 def spec(architecture: str, **more) -> dict:
     given = {"architecture": architecture, "activations": "a", "latents": 24, "threads": 1, **({"normalise": {"scale": "norm"}}), **more}
-    given |= {"k": 3} if "k" in kinds("saes")[architecture].model_fields else {}
+    given |= {"k": 3} if "k" in kinds("saes")[architecture].model_fields else {"target_l0": 3} if architecture == "jumprelu" else {}
     settings = kinds("saes")[architecture].model_validate({**given, "training": {**TRAINING, **more.get("training", {})}}).settings()
     return {**settings, "hook": "x", "metadata": {"model_name": "m"}}
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from pipeline.saes import compiled, kernels, screen
 from pipeline.saes.run import Run
 from pipeline.steps import train_sae
 from pipeline.study.kinds import kinds
@@ -29,9 +30,16 @@ def spec(architecture: str, **more) -> dict:
     return {**settings, "hook": "x", "metadata": {"model_name": "m"}}
 
 
-def training(specs: dict, stores: list[Path], out: Path, begins: int, ends: int | None) -> None:
+def as_if_large() -> None:
+    """Few latents are found from a rough product and multiplied by loops, by two threads, at this size too."""
+    screen.LEAST, screen._MOST, compiled.FROM, compiled._ROWS, kernels._TRANSPOSED_FROM, kernels.SPARSE_BELOW = 1, 1.0, 1, 8, 1, 1.0
+
+
+def training(specs: dict, stores: list[Path], out: Path, begins: int, ends: int | None, large: bool = False) -> None:
     """Trains in this process, which is to go on after step `begins`, and kills itself after step `ends`."""
     os.environ["SAEFLOW_SNAPSHOT_SECONDS"] = "0"  # here: the server that forks may be older than the test
+    if large:
+        as_if_large()
     step, seen = Run.step, []
 
     def killed(run, *batch):
@@ -87,9 +95,13 @@ def moments(seed: str, count: int) -> list[int]:
     return sorted(random.Random(seed).sample(range(1, STEPS), count))
 
 
-@pytest.mark.parametrize("architecture", kinds("saes"))
-def test_a_run_that_is_killed_ends_in_the_same_bytes(architecture, stores, process, tmp_path):
-    specs = {"sae": spec(architecture)}
+ALL = [*((name, {}) for name in kinds("saes")), ("jumprelu", {"target_l0": 3})]
+"""The controller of a target has a state of its own."""
+
+
+@pytest.mark.parametrize(("architecture", "more"), ALL, ids=str)
+def test_a_run_that_is_killed_ends_in_the_same_bytes(architecture, more, stores, process, tmp_path):
+    specs = {"sae": spec(architecture, **more)}
     assert process(specs, stores, tmp_path / "whole", 0, None) == 0
     begins = 0
     for ends in moments(architecture, 3):
@@ -101,6 +113,18 @@ def test_a_run_that_is_killed_ends_in_the_same_bytes(architecture, stores, proce
     assert [name for name in whole if whole[name] != killed[name]] == []
     assert {"sae/manifest.json", "sae/snapshots/step_5.safetensors", "sae/snapshots/step_13.safetensors"} <= whole.keys()
     assert not any(".resume" in name for name in killed)
+
+
+@pytest.mark.parametrize(("architecture", "more"), ALL, ids=str)
+def test_so_does_one_whose_products_are_sparse(architecture, more, stores, process, tmp_path):
+    specs = {"sae": spec(architecture, threads=2, **more)}
+    (ends,) = moments(f"{architecture} {more}", 1)
+    assert process(specs, stores, tmp_path / "whole", 0, None, True) == 0
+    assert process(specs, stores, tmp_path / "killed", 0, ends, True) == -signal.SIGKILL
+    assert process(specs, stores, tmp_path / "killed", ends - 1, None, True) == 0
+    assert contents(tmp_path / "whole") == contents(tmp_path / "killed")
+    assert process(specs, stores, tmp_path / "other", 0, None) == 0
+    assert contents(tmp_path / "whole") != contents(tmp_path / "other"), "they were not"
 
 
 def test_variants_that_are_trained_together_go_on_together(stores, process, tmp_path):

@@ -251,7 +251,7 @@ def test_training_stops_when_the_held_out_loss_no_longer_falls(store, validation
 
 
 def test_the_best_weights_are_those_of_the_lowest_held_out_loss(store, validation):
-    training = {**TRAINING, "lr": 1.0, "schedule": {"shape": "constant"}, "keep": "best"}
+    training = {**TRAINING, "lr": 0.3, "schedule": {"shape": "constant"}, "keep": "best", "epochs": 14}
     found = run(store, validation, **TOPK, training=training)
     fve = {row["step"]: row["validation_fve"] for row in found.at.curve}
     best = max(fve, key=fve.get)
@@ -260,6 +260,50 @@ def test_the_best_weights_are_those_of_the_lowest_held_out_loss(store, validatio
     assert found.facts()["validation_fve"] == fve[best]
     assert found.held_out.measure(found.kept())["validation_fve"] == fve[best]
     assert found.held_out.measure(found.folded())["validation_fve"] == fve[found.at.step]
+
+
+def test_the_held_out_loss_is_that_of_training_where_a_penalty_is_part_of_it(make_store):
+    """On the rows it is trained on, with weights that do not move, in whatever units."""
+    store = make_store(rows(), chunk_rows=50, shard_rows=100)
+    for normalise in ({}, {"centre": True, "scale": "norm"}):
+        for spec in ({**RELU, "l1": 0.2}, {"architecture": "gated", "l1": 0.2}, {"architecture": "jumprelu", "l0": 0.05}):
+            (row,) = still(store, store, **spec, normalise={"scale": "norm"} | normalise).at.curve
+            assert row["validation_loss"] == pytest.approx(row["loss"], rel=1e-4)
+            assert row["validation_loss"] > 1.01 * (1 - row["validation_fve"])
+    (row,) = still(store, store, **TOPK).at.curve
+    assert row["validation_loss"] == 1 - row["validation_fve"]
+    (row,) = still(store, store, architecture="jumprelu", target_l0=4.0).at.curve
+    off = row["validation_l0"] / 4 - 1
+    assert abs(off) > 0.01
+    assert row["validation_loss"] == pytest.approx(1 - row["validation_fve"] + off**2)
+
+
+SETTLING = {
+    "k": {"architecture": "batchtopk", "k": 2, "k_start": 8, "k_anneal": 0.75},
+    "penalty": {**RELU, "l1": 0.3, "training": {"sparsity_warmup": 0.5}},
+    "target": {"architecture": "jumprelu", "bandwidth": 0.2, "threshold": 0.05, "target_l0": 2.0},
+}
+
+
+@pytest.mark.parametrize("spec", SETTLING.values(), ids=SETTLING.keys())
+def test_the_best_weights_are_as_sparse_as_the_run_was_meant_to_be(store, validation, spec):
+    """The least error is that of the beginning, where more latents are active."""
+    training = {**TRAINING, "epochs": 40, "points": 40, "keep": "best", **spec.get("training", {})}
+    found = run(store, validation, **{**spec, "training": training})
+    curve = {row["step"]: row for row in found.at.curve}
+    kept, last = curve[found.kept_step], found.at.curve[-1]
+    assert max(curve.values(), key=lambda row: row["validation_fve"])["validation_l0"] > 1.5 * last["validation_l0"]
+    assert kept["validation_l0"] < 1.3 * last["validation_l0"]
+    settled = found.spec.settled() * found.data.steps
+    assert kept["validation_loss"] == min(row["validation_loss"] for row in curve.values() if row["step"] >= settled)
+
+
+def test_a_run_does_not_end_while_k_still_falls(store, validation):
+    """Its error only grows until then."""
+    training = {**TRAINING, "epochs": 20, "points": 40, "stop_after": 2, "lr": 1e-4}
+    found = run(store, validation, architecture="topk", k=1, k_start=12, k_anneal=0.8, training=training)
+    assert found.at.step > 0.8 * found.data.steps
+    assert found.at.curve[-1]["validation_fve"] < found.at.curve[0]["validation_fve"]
 
 
 def test_a_plateau_lowers_the_learning_rate(store, validation):
@@ -315,15 +359,52 @@ def test_a_run_that_is_to_warn_goes_on_with_the_last_good_weights(store, capsys)
     json.dumps(facts, allow_nan=False)
 
 
+@pytest.mark.parametrize("spec", [RELU, TOPK], ids=str)
+def test_a_run_that_diverges_in_finite_numbers_is_told(store, spec):
+    """Adam's steps are no larger for a larger gradient, and a rate a hundred times too large still leaves floats."""
+    training = {**TRAINING, "lr": 3.0, "schedule": {"shape": "constant"}, "points": 8}
+    with pytest.raises(UserError, match=r"training diverged: the error is [\d.]+ times the variance after step \d+; lower training\.lr, or give"):
+        run(store, **spec, training={**training, "when_wrong": "stop"})
+    found = run(store, **spec, training=training)
+    assert found.at.step < found.data.steps
+    assert found.facts()["wrong"].endswith(f"The weights are those of step {found.at.good_step}")
+
+
+def test_a_run_that_recovers_goes_on(store):
+    training = {**TRAINING, "lr": 0.3, "schedule": {"shape": "constant"}, "points": 8, "when_wrong": "stop"}
+    curve = run(store, **RELU, training=training).at.curve
+    assert curve[0]["fve"] < -2
+    assert curve[-1]["fve"] > 0.2
+
+
+@pytest.mark.parametrize("validated", [True, False])
+def test_that_the_mean_would_reconstruct_better_is_told(store, validation, validated):
+    training = {**TRAINING, "lr": 1.0, "schedule": {"shape": "constant"}, "points": 8}
+    found = run(store, validation if validated else None, architecture="batchtopk", k=3, training=training)
+    row = found.at.curve[-1]
+    fve = row["validation_fve" if validated else "fve"]
+    assert -1 < fve < 0
+    assert found.facts()["wrong"] == f"FVE is {fve:.3g} at the end: the mean would reconstruct better"
+
+
+def test_an_l0_that_rises_under_a_penalty_is_told_before_the_end_too(store, capsys):
+    found = run(store, **{**RELU, "l1": 1e-4}, training={**TRAINING, "epochs": 20, "points": 10})
+    assert found.at.curve[-1]["l0"] > 1.2 * found.at.first_l0
+    assert found.facts()["wrong"].startswith(f"L0 did not fall under the sparsity penalty: {found.at.first_l0:.4g} at the first step,")
+    told = [line for line in capsys.readouterr().err.splitlines() if "L0 did not fall" in line]
+    assert len(told) == 2
+    assert told[0].startswith("after step 80: ")
+
+
 @pytest.mark.parametrize("how", ["stop", "warn"])
 def test_an_l0_that_a_penalty_did_not_move_is_told(store, capsys, how):
     training = {**TRAINING, "lr": 1e-9, "when_unmoved": how}
     if how == "stop":
-        with pytest.raises(UserError, match="L0 did not move"):
+        with pytest.raises(UserError, match="L0 did not fall"):
             run(store, **{**RELU, "l1": 0.5}, training=training)
     else:
-        assert "L0 did not move" in run(store, **{**RELU, "l1": 0.5}, training=training).facts()["wrong"]
-        assert "warning: L0 did not move" in capsys.readouterr().err
+        assert "L0 did not fall" in run(store, **{**RELU, "l1": 0.5}, training=training).facts()["wrong"]
+        assert "warning: L0 did not fall" in capsys.readouterr().err
 
 
 TARGET = {"architecture": "jumprelu", "l0": 0.01, "bandwidth": 0.2}

@@ -11,7 +11,7 @@ from torch import nn
 
 from pipeline.artifacts.errors import UserError
 from pipeline.artifacts.manifest import MANIFEST, Artifact
-from pipeline.saes import checkpoint
+from pipeline.saes import checkpoint, verdicts
 from pipeline.saes.run import Run
 from pipeline.saes.train import Source, begun, train
 from pipeline.steps import train_sae, train_saes
@@ -54,7 +54,7 @@ def test_it_leaves_weights_and_curve(store, validation, tmp_path):
 
 @pytest.mark.parametrize("keep", ["last", "best"])
 def test_best_and_last_weights_stand_beside_each_other(store, validation, tmp_path, keep):
-    training = {"lr": 1.0, "schedule": {"shape": "constant"}, "keep": keep}
+    training = {"lr": 0.3, "schedule": {"shape": "constant"}, "keep": keep, "epochs": 14}
     made = trained(tmp_path / "sae", store, validation, training=training)
     other = {"last": "best", "best": "last"}[keep]
     assert set(made.files) == ALWAYS | {f"{other}.safetensors"}
@@ -151,7 +151,7 @@ def test_weights_of_a_stated_step_are_on_disk_before_they_are_in_place(store, tm
 @pytest.mark.parametrize("keep", ["last", "best"])
 def test_a_run_that_diverges_keeps_no_weights_twice(store, validation, tmp_path, monkeypatch, keep):
     """Its last good weights are its best. Nor does a stated step after them leave any."""
-    monkeypatch.setattr(Run, "_fault", lambda run, row: "the loss is nan" if run.at.step == 11 else None)
+    monkeypatch.setattr(verdicts, "fault", lambda curve, last, sae: "the loss is nan" if curve[-1]["step"] == 11 else None)
     training = {"points": 80, "keep": keep, "snapshots": [10, 11], "lr": 0.001}
     made = trained(tmp_path / "sae", store, validation, training=training)
     assert made.facts["kept_step"] == 10
@@ -248,10 +248,10 @@ def test_messages_name_the_variant_where_there_are_several(store, validation, tm
     assert "still: a latent is dead when it has not fired in 240 rows, 10% of the run" in told
     assert "other: a latent is dead when it has not fired in 600 rows, 25% of the run" in told
     assert [line for line in told if line.startswith("still: step 40: ") and "dead latents were given new directions" in line]
-    assert [line for line in told if line.startswith("warning: still: L0 did not move")]
-    assert Artifact.open(tmp_path / "still" / MANIFEST).facts["wrong"].startswith("L0 did not move")
+    assert [line for line in told if line.startswith("warning: still: L0 did not fall")]
+    assert Artifact.open(tmp_path / "still" / MANIFEST).facts["wrong"].startswith("L0 did not fall")
     late, breaks, unmoved = ({"snapshots": [81]}, {"lr": 1e30, "when_wrong": "stop"}, {**training, "when_unmoved": "stop"})
-    for wrong, line in ((late, r"training\.snapshots: 81"), (breaks, "training diverged"), (unmoved, "L0 did not move")):
+    for wrong, line in ((late, r"training\.snapshots: 81"), (breaks, "training diverged"), (unmoved, "L0 did not fall")):
         with pytest.raises(UserError, match=f"^still: {line}"):
             together(tmp_path, store, validation, still=spec("relu", l1=0.5, training=wrong), other=spec())
 

@@ -71,7 +71,7 @@ TABLE = {
         edit("pipeline/saes/topk.py", "error_BE.square().sum()", "error_BE.pow(2).sum()"),
         after("fixed", "topk_k=4", "topk_k=8"),
     ),
-    "the trainer of SAEs": (edit("pipeline/saes/run.py", "UNMOVED = 0.05", "UNMOVED = 0.04"), after(*SAES)),
+    "the trainer of SAEs": (edit("pipeline/saes/verdicts.py", "_FALLEN = 0.95", "_FALLEN = 0.96"), after(*SAES)),
     "an SAE's k": (study(lambda s: s["saes"]["fixed"].update(k=5)), after("fixed")),
     "a new value in a sweep": (study(lambda s: s["saes"]["topk"]["sweep"]["k"].append(16)), after("topk_k=16")),
     "a value less in a sweep": (study(lambda s: s["saes"]["topk"]["sweep"]["k"].remove(8)), {"write_report"}),
