@@ -2,10 +2,10 @@
 
 - a row is drawn with a probability that goes with the square of its loss, and none twice, nor one that equals it, so that no two latents
   are given the same
-- the decoder's row is the row's direction from b_dec, of norm 1; the encoder's the same direction, a fifth as long as those of live
-  latents are on average; thresholds are those of the start times the row's norm, and other settings of the latent (biases, gates) are
-  those of the start. Where b_dec is not subtracted from the input, the bias takes off what the centre gives: the pre-activation is
-  then of the row's distance from the centre all the same, and the latent does not fire for what all rows have in common
+- the decoder's row is the row's direction from the mean of all, of norm 1; the encoder's the same direction, a fifth as long as those of
+  live latents are on average; thresholds are those of the start times the row's norm, and other settings of the latent (biases, gates)
+  are those of the start, but that the bias takes off what the mean gives: a latent does not fire for what all rows have in common. (From
+  b_dec, as in the paper, it would, wherever b_dec is not the mean, and all new latents would be the same)
 - what all latents share (b_dec, a skip map) is left alone
 """
 
@@ -20,9 +20,9 @@ BATCH = 1024
 _SHARED = ("b_dec", "W_skip")
 
 
-def axes(sae: SAE) -> dict[str, int]:
-    """The parameters that latents have for themselves, and along which of their dimensions the latents lie."""
-    return {name: 1 if name == "W_enc" else 0 for name, _ in sae.named_parameters() if name not in _SHARED}
+def own(sae: SAE) -> list[str]:
+    """The parameters that latents have for themselves, which lie in memory by latent."""
+    return [name for name, _ in sae.named_parameters() if name not in _SHARED]
 
 
 @torch.no_grad()
@@ -38,17 +38,14 @@ def resample(sae: SAE, dead_M: Tensor, x_ND: Tensor, y_NE: Tensor, seed: int) ->
     if not len(dead):
         return dead
     rows = torch.multinomial(chance_N, len(dead), generator=torch.Generator().manual_seed(seed)).to(x_ND.device)
-    out = _unit(y_NE[rows] - sae.b_dec)
-    centre_D = sae.b_dec if sae.spec.outputs is None else x_ND.mean(0)
-    into = out if sae.spec.outputs is None else _unit(x_ND[rows] - centre_D)
-    norm_M = sae.W_enc.norm(dim=0)
+    mean_D = x_ND.mean(0)
+    out, into = _unit(y_NE[rows] - y_NE.mean(0)), _unit(x_ND[rows] - mean_D)
     live_M = ~dead_M if not dead_M.all() else dead_M
+    norm = ENCODER_NORM * sae.W_enc.norm(dim=0)[live_M].mean().item()
     sae.W_dec[dead] = out
-    norm = ENCODER_NORM * norm_M[live_M].mean()
     sae.W_enc[:, dead] = norm * into.T
-    sae.restart(dead, norm.item())
-    if not sae.spec.subtract_b_dec:
-        sae.shift_pre(torch.zeros_like(norm_M).index_copy(0, dead, -(centre_D @ sae.W_enc[:, dead])))
+    sae.restart(dead, norm)
+    sae.shift_pre(mean_D.new_zeros(len(sae.W_dec)).index_copy(0, dead, -(sae.centred(mean_D) @ sae.W_enc[:, dead])))
     return dead
 
 

@@ -140,8 +140,8 @@ class Run:
         x, y = self.sample()
         seed = derive(self.spec.seed, "sae", "resample", self.at.step)
         changed = resampling.resample(self.sae, dead_M, self.data.inputs.apply(x), self.data.outputs.apply(y), seed)
-        for name, axis in resampling.axes(self.sae).items():
-            self.optimizer.forget(self.sae.get_parameter(name), axis, changed)
+        for name in resampling.own(self.sae):
+            self.optimizer.forget(self.sae.get_parameter(name), changed)
         self.since_M[changed] = 0
         self.at.resampled += len(changed)
         if self.group.first:

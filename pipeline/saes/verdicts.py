@@ -19,8 +19,8 @@ _GROWN = 1.1
 
 
 def fault(curve: list[dict[str, float]], last: bool, sae: nn.Module) -> str | None:
-    """Whether a run has diverged, by its curve, of which `last` says whether it is over. Adam's steps do not grow with the gradient, so that
-    most that diverge stay finite."""
+    """Whether a run has diverged, by its curve; `last`: at its end. Adam's steps do not grow with the gradient, so that most that diverge
+    stay finite."""
     row, error = curve[-1], 1 - curve[-1]["fve"]
     if not isfinite(row["loss"]):
         return f"the loss is {row['loss']}"

@@ -49,7 +49,7 @@ class SAETraining(Optimizer):
     snapshots: Annotated[list[Count], Distinct] = []
     """Steps after which the weights are kept as well, to see how features emerge."""
     when_wrong: Literal["stop", "warn"] = "stop"
-    """What a run does whose loss is no longer finite, or whose error is more than twice the variance and grows or is so at the end: end with
+    """What a run does whose loss is no longer finite, or whose error is more than twice the variance and grows, or is at the end: stop with
     an error, or say so and go on with the last good weights."""
     when_unmoved: Literal["stop", "warn"] = "warn"
     """What a run does whose L0 did not fall under a sparsity penalty, missed the one that was asked for, or is 0 at the end, or whose FVE

@@ -363,7 +363,9 @@ def test_a_run_that_is_to_warn_goes_on_with_the_last_good_weights(store, capsys)
 def test_a_run_that_diverges_in_finite_numbers_is_told(store, spec):
     """Adam's steps are no larger for a larger gradient, and a rate a hundred times too large still leaves floats."""
     training = {**TRAINING, "lr": 3.0, "schedule": {"shape": "constant"}, "points": 8}
-    with pytest.raises(UserError, match=r"training diverged: the error is [\d.]+ times the variance after step \d+; lower training\.lr, or give"):
+    with pytest.raises(
+        UserError, match=r"training diverged: the error is [\d.]+ times the variance after step \d+; lower training\.lr, or give"
+    ):
         run(store, **spec, training={**training, "when_wrong": "stop"})
     found = run(store, **spec, training=training)
     assert found.at.step < found.data.steps

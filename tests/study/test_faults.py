@@ -109,7 +109,7 @@ ONE_FAULT = {
     "warm-up of a penalty of weight 0": ("    l1: 0.5", "    l1: 0\n    training: {sparsity_warmup: 0.1}",
                                          "saes.relu.training.sparsity_warmup", ["has no effect"], 1),
     "penalty of weight 0": ("    l1: 0.5", "    l1: 0\n    penalty: plain", "saes.relu.penalty", ["has no effect", "`l1` is 0"], 1),
-    "annealing at once": ("    k: 4", "    k: 4\n    k_start: 8\n    k_anneal: 0", "saes.topk.k_start", ["has no effect with `k_anneal: 0`"], 1),
+    "annealing at once": ("    k: 4", "    k: 4\n    k_start: 8\n    k_anneal: 0", "saes.topk.k_start", ["with `k_anneal: 0`"], 1),
     "annealing from nowhere": ("    k: 4", "    k: 4\n    k_anneal: 0.2", "saes.topk.k_anneal", ["has no effect without `k_start`"], 1),
     "centre that drawn weights do not take": ("    l1: 0.5", "    l1: 0.5\n    init: linear\n    b_dec: zero", "saes.relu.b_dec",
                                               ["has no effect with `init: linear`", "leave one of them out"], 2),
