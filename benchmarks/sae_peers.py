@@ -1,4 +1,5 @@
-"""Training steps of other tools, for sae_step.py: each as its own trainer does it, with its own defaults, optimizer and counters included.
+"""Training steps of other tools, for sae_step.py: each as its own trainer does it, with its own defaults, optimizer and counters included;
+sparsify both with Adam, as the others, and with its default, Signum without a schedule.
 
     pip install -e '.[peers]'
 
@@ -16,7 +17,7 @@ from torch import Tensor
 
 PACKAGES = {"sparsify": "sparsify", "SAELens": "sae_lens", "dictionary-learning": "dictionary_learning"}
 ARCHITECTURES = {
-    "sparsify": ("topk",),
+    "sparsify": ("topk", "topk, Signum"),
     "SAELens": ("topk", "batchtopk", "relu", "jumprelu", "gated"),
     "dictionary-learning": ("topk", "batchtopk", "relu", "jumprelu", "gated"),
 }
@@ -79,8 +80,17 @@ def _sparsify(architecture: str, width: int, latents: int, k: int, rows: int) ->
     from sparsify import SparseCoder, SparseCoderConfig
 
     sae = SparseCoder(width, SparseCoderConfig(num_latents=latents, k=k))
-    optimizer = torch.optim.Adam(sae.parameters(), lr=2e-4 / (latents / 2**14) ** 0.5)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda number: min(1.0, (number + 1) / 1000))
+    optimizer: Any
+    if architecture.endswith("Signum"):
+        from schedulefree import ScheduleFreeWrapper
+        from sparsify.sign_sgd import SignSGD
+
+        optimizer = ScheduleFreeWrapper(SignSGD(sae.parameters(), lr=5e-3 / (latents / 2**14) ** 0.5), momentum=0.95)
+        optimizer.train()
+        schedule = None
+    else:
+        optimizer = torch.optim.Adam(sae.parameters(), lr=2e-4 / (latents / 2**14) ** 0.5)
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda number: min(1.0, (number + 1) / 1000))
     since, fired = torch.zeros(latents, dtype=torch.long), torch.zeros(latents, dtype=torch.bool)
 
     def update(x: Tensor) -> None:
@@ -92,7 +102,8 @@ def _sparsify(architecture: str, width: int, latents: int, k: int, rows: int) ->
         sae.remove_gradient_parallel_to_decoder_directions()
         optimizer.step()
         optimizer.zero_grad()
-        schedule.step()
+        if schedule:
+            schedule.step()
         since.add_(len(x))
         since[fired] = 0
         fired.zero_()

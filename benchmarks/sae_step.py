@@ -31,7 +31,7 @@ from pipeline import memory
 from pipeline.saes import checkpoint, latents, screen
 from pipeline.saes.product import product
 from pipeline.saes.run import Data, Run
-from pipeline.saes.units import plain
+from pipeline.saes.units import Units
 
 SHAPES = {"small": (2048, 512, 4096, 32), "large": (2048, 768, 16384, 32)}
 """Rows, width, latents, k."""
@@ -70,9 +70,9 @@ def ours(label: str, rows: int, width: int, latents: int, k: int) -> Run:
 
 
 def begin(spec: dict[str, Any], width: int, rows: int, steps: int) -> Run:
-    """A run on rows of zero mean and unit variance."""
+    """A run on rows of nearly zero mean and unit variance, which it shifts and scales."""
     sae, settings = checkpoint.build({"hook": "given", **spec}, width)
-    units = plain(width)
+    units = Units(torch.full((width,), 1e-3), 0.999)
     return Run(sae.train(), settings, Data(units, units, float(width), torch.zeros(width), rows * steps, steps))
 
 

@@ -1,4 +1,5 @@
-"""Shifted ReLU SAE: f = max(z - theta, 0), which some code calls JumpReLU (jumprelu.py is the literature's, z where z > theta).
+"""Shifted ReLU SAE: f = max(z - theta, 0), which the study of activation functions ashioyajotham/exploring_saes calls JumpReLU (jumprelu.py
+is the literature's, Rajamanoharan et al. 2024: z where z > theta).
 
 - z = W x + b with a learned b, so that f = max(W x + (b - theta), 0): b_enc here is b - theta, and begins at -theta. Training moves both
   alike (but for weight decay of biases, which would draw b - theta to 0), and what is saved is a plain ReLU SAE

@@ -31,7 +31,7 @@ class Units:
         if self.plain:
             return x_BD
         shifted = x_BD - self.shift
-        return shifted * self.scale if self.matrix is None else shifted @ self.matrix
+        return shifted.mul_(self.scale) if self.matrix is None else shifted @ self.matrix
 
     def back(self, x_BD: Tensor) -> Tensor:
         """Activations of what is in these units."""

@@ -7,8 +7,8 @@ from pipeline.study.saes.relu import ReLU
 
 
 class ShiftedReLU(ReLU):
-    """Latents max(z - theta, 0) of pre-activations z: what some code calls JumpReLU, which is `jumprelu` here. Without a penalty unless
-    `l1` is given."""
+    """Latents max(z - theta, 0) of pre-activations z: the JumpReLU of the study ashioyajotham/exploring_saes; the literature's is
+    `jumprelu` here. Without a penalty unless `l1` is given."""
 
     architecture: Literal["shifted-relu"]  # type: ignore[assignment]
     theta: NonNegative = 0.1
