@@ -7,7 +7,7 @@ STUDY ?=
 WORKERS ?= 3
 CONFIG := $(if $(STUDY),--configfile $(STUDY))
 
-.PHONY: run test lint format schema clean
+.PHONY: run test lint format clean
 
 run: .venv/run.stamp  ## the default study, or STUDY=studies/x.yaml
 	@$(BIN)/python -m pipeline run $(CONFIG)

@@ -151,7 +151,7 @@ def plot(lines: list[dict[str, Any]], file: Path) -> None:
     import matplotlib.pyplot as plt
 
     tools, marks = list(dict.fromkeys(line["tool"] for line in lines)), dict(zip(ARCHITECTURES, "osD^v", strict=True))
-    figure, axes = plt.subplots(figsize=(8, 5), layout="constrained")
+    figure, axes = plt.subplots(figsize=(10, 5), layout="constrained")
     for tool in tools:
         for architecture in ARCHITECTURES:
             some = sorted((line["l0"], line["fve"]) for line in lines if (line["tool"], line["architecture"]) == (tool, architecture))
@@ -160,7 +160,7 @@ def plot(lines: list[dict[str, Any]], file: Path) -> None:
                 axes.plot(*zip(*some, strict=True), label=f"{tool} {architecture}", **look)
     axes.set(xlabel="L0 (log)", ylabel="FVE, held out", xscale="log")
     axes.grid(alpha=0.3)
-    axes.legend(fontsize=8)
+    axes.legend(fontsize=8, loc="upper left", bbox_to_anchor=(1.01, 1.0))
     figure.savefig(file)
 
 
