@@ -68,7 +68,7 @@ TABLE = {
     ),
     "the report's page": (edit("pipeline/report/page.html.jinja", "What was run", "What ran"), {"write_report"}),
     "one architecture": (
-        edit("pipeline/saes/topk.py", "error_BE.square().sum()", "error_BE.pow(2).sum()"),
+        edit("pipeline/saes/topk.py", "self.spec.auxk * parts", "1.0 * self.spec.auxk * parts"),
         after("fixed", "topk_k=4", "topk_k=8"),
     ),
     "the trainer of SAEs": (edit("pipeline/saes/verdicts.py", "_FALLEN = 0.95", "_FALLEN = 0.96"), after(*SAES)),
