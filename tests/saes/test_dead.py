@@ -144,7 +144,7 @@ def test_resampling_brings_back_what_a_penalty_has_killed(crowded, architecture,
     assert with_it[1] > without[1]
 
 
-@pytest.mark.parametrize("architecture", ["topk", "batchtopk", "matryoshka"])
+@pytest.mark.parametrize("architecture", ["topk", "batchtopk"])
 def test_auxk_brings_back_what_a_large_rate_has_killed(crowded, architecture):
     training = {"lr": 0.03, "epochs": 30}
     without, with_it = (ends(crowded, architecture=architecture, k=3, training=training, **weight) for weight in ({"auxk": 0}, {}))
