@@ -220,11 +220,8 @@ class _Errors(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, W_dec: Tensor, b_dec: Tensor, wanted_BD: Tensor, active: Active, *values: Tensor) -> tuple[Tensor, Tensor]:
         values_CN = torch.stack(values)
-        out_CBD, squared_CB, inner_CN = (
-            torch.empty(len(values), *wanted_BD.shape),
-            torch.empty(len(values), active.rows),
-            torch.empty_like(values_CN),
-        )
+        out_CBD, inner_CN = torch.empty(len(values), *wanted_BD.shape), torch.empty_like(values_CN)
+        squared_CB = torch.empty(len(values), active.rows)
         given = (values_CN, W_dec, b_dec, wanted_BD, out_CBD, squared_CB, inner_CN)
         compiled.parallel(compiled.errors, active.rows, *active.compact, *given)
         error_BD = out_CBD[0]
@@ -244,18 +241,17 @@ class _Errors(torch.autograd.Function):
         return grad_W, grad_b, -twice_C[0] * error_BD if of_wanted else None, None, *(inner_CN * twice_C.unsqueeze(1))
 
 
-def errors_at(W_dec: Tensor, b_dec: Tensor, wanted_BD: Tensor, active: Active, *values: Tensor) -> tuple[Tensor, Tensor]:
+def errors_at(W_dec: Tensor, b_dec: Tensor, wanted_BD: Tensor, active: Active, *values: Tensor) -> tuple[Tensor, Tensor] | None:
     """Squared errors `f @ W_dec + b_dec - wanted`, summed (C,), of C values (N,) of each active pair, and the error of the first (B, D),
-    which has no gradient. Gradients reach all values; W_dec, b_dec and `wanted` have that of the first alone.
+    which has no gradient. Gradients reach all values; W_dec, b_dec and `wanted` have that of the first alone. None where decoding is the
+    faster way.
 
     A row's part of W_dec is read from memory once, for its error and for the gradient of its values."""
-    if compiled.pays(len(values[0]) * W_dec.shape[1], W_dec, b_dec, wanted_BD, *values) and not (
-        len(values) == 1 and compiled.tiles_pay(len(values[0]), active.rows, W_dec.detach().numpy(), _TILES_PAY)
-    ):
-        return _Errors.apply(W_dec, b_dec, wanted_BD, active, *values)
-    errors = [decode_at(values[0], W_dec, active) + b_dec - wanted_BD]
-    errors += [decode_at(other, W_dec.detach(), active) + b_dec.detach() - wanted_BD.detach() for other in values[1:]]
-    return torch.stack([error.square().sum() for error in errors]), errors[0].detach()
+    if not compiled.pays(len(values[0]) * W_dec.shape[1], W_dec, b_dec, wanted_BD, *values):
+        return None
+    if len(values) == 1 and compiled.tiles_pay(len(values[0]), active.rows, W_dec.detach().numpy(), _TILES_PAY):
+        return None
+    return _Errors.apply(W_dec, b_dec, wanted_BD, active, *values)
 
 
 class _AtPairs(torch.autograd.Function):

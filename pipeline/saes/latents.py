@@ -51,10 +51,11 @@ class Latents:
     def errors(self, W_dec: Tensor, b_dec: Tensor, wanted_BE: Tensor, *others: "Latents") -> tuple[Tensor, Tensor]:
         """Squared error of `f @ W_dec + b_dec` over the batch, and of others on the same support (C,), whose gradients reach their values
         alone; and the error (B, E), without a gradient."""
-        if self.active is not None:
-            return kernels.errors_at(W_dec, b_dec, wanted_BE, self.active, self.values, *(other.values for other in others))
-        errors = [product(self.values, W_dec) + b_dec - wanted_BE]
-        errors += [product(other.values, W_dec.detach()) + b_dec.detach() - wanted_BE.detach() for other in others]
+        values = (self.values, *(other.values for other in others))
+        if self.active is not None and (found := kernels.errors_at(W_dec, b_dec, wanted_BE, self.active, *values)) is not None:
+            return found
+        errors = [self.decode(W_dec) + b_dec - wanted_BE]
+        errors += [other.decode(W_dec.detach()) + b_dec.detach() - wanted_BE.detach() for other in others]
         return torch.stack([error.square().sum() for error in errors]), errors[0].detach()
 
     def sums(self) -> Tensor:

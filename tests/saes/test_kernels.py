@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from pipeline.saes import compiled, kernels
+from pipeline.saes import compiled, kernels, latents
 
 ROWS, WIDTH, LATENTS = 13, 5, 40
 
@@ -81,7 +81,12 @@ def test_squared_errors_of_some_values_of_each_pair(mask, count, least, monkeypa
         errors += [active.dense(other) @ W.detach() + b.detach() - wanted.detach() for other in values[1:]]
         return torch.stack([error.square().sum() for error in errors]), errors[0]
 
-    for errors, kind in ((kernels.errors_at, torch.float32), (plain, torch.float64)):
+    def ours(W, b, wanted, active, *values):
+        f, *others = (latents.Latents(each, active, torch.empty(0)) for each in values)
+        assert (kernels.errors_at(W, b, wanted, active, *values) is None) == (least > 1 or not mask.any())
+        return f.errors(W, b, wanted, *others)
+
+    for errors, kind in ((ours, torch.float32), (plain, torch.float64)):
         W, b, wanted, *values = (each.to(kind, copy=True).requires_grad_() for each in given)
         squared_C, error = errors(W, b, wanted, active, *values)
         (squared_C * torch.tensor([0.7, 0.3][:count])).sum().backward()
