@@ -3,12 +3,13 @@
     python benchmarks/sae_step.py [--shape small|large|both] [--threads 2] [--turns 9] [--ours] [--no-bfloat16] [--json FILE]
     python benchmarks/sae_step.py --scaling
     python benchmarks/sae_step.py --losses
+    python benchmarks/sae_step.py --parts [--shape small|large]
 
 A line says: step time over the time of `x @ W_enc` in float32 (median of the turns, in brackets the least and the most), and latents
 active in a row. Optimizer, counters and normalisation are included, and AuxK only where it is named (a tenth of the latents dead).
 Other tools are those of `pip install -e '.[peers]'`. `--scaling` shows time against tokens and latents, and memory against tokens;
 `--losses` training in which latents are found by a product in bfloat16 (screen.py) beside training by the product in float32, and how many
-selections differ.
+selections differ; `--parts` where the time of a topk step goes, by compiled loops and by PyTorch's operations.
 """
 
 import argparse
@@ -18,6 +19,7 @@ import resource
 import statistics
 import sys
 import time
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +30,7 @@ import torch
 from torch import Tensor
 
 from pipeline import memory
-from pipeline.saes import checkpoint, latents, screen
+from pipeline.saes import checkpoint, compiled, latents, screen
 from pipeline.saes.product import product
 from pipeline.saes.run import Data, Run
 from pipeline.saes.units import Units
@@ -193,6 +195,33 @@ def losses(steps: int = 300, rows: int = 1024, width: int = 128, number: int = 1
             print(f"{step:>7} {shown['by bfloat16']:>16.5f} {shown['by float32']:>15.5f} {off:>23.1e}", flush=True)
 
 
+def parts(shape: str, steps: int = 20) -> None:
+    """Milliseconds of a step by what takes them: compiled loops, then PyTorch's own operations, in which a function with loops is one."""
+    rows, width, latents, k = SHAPES[shape]
+    run, x, seconds, plain = ours("topk", rows, width, latents, k), data(rows, width), Counter[str](), compiled.parallel
+
+    def clocked(function: Any, *given: Any) -> None:
+        start = time.perf_counter()
+        plain(function, *given)
+        seconds[f"loop {function.__name__}"] += time.perf_counter() - start
+
+    for _ in range(4):
+        run.step(x, x)
+    compiled.parallel = clocked
+    start = time.perf_counter()
+    for _ in range(steps):
+        run.step(x, x)
+    print(f"{1e3 * (time.perf_counter() - start) / steps:8.2f} ms a step, {shape}")
+    compiled.parallel = plain
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+        for _ in range(steps):
+            run.step(x, x)
+    for name, value in seconds.most_common():
+        print(f"{1e3 * value / steps:8.2f} {name}")
+    for event in sorted(profile.key_averages(), key=lambda event: -event.self_cpu_time_total)[:12]:
+        print(f"{event.self_cpu_time_total / 1e3 / steps:8.2f} {event.key}")
+
+
 @torch.no_grad()
 def differing(sae: Any, x: Tensor, k: int) -> float:
     """Share of the positive among the k largest of the product in float32 that are not found."""
@@ -214,11 +243,16 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     parser.add_argument("--scaling", action="store_true")
     parser.add_argument("--losses", action="store_true")
+    parser.add_argument("--parts", action="store_true")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     memory.keep()
     if args.no_bfloat16:
         screen.has_halves = lambda: False
+    if args.parts:
+        for shape in SHAPES if args.shape == "both" else [args.shape]:
+            parts(shape)
+        return
     if args.scaling or args.losses:
         (scaling if args.scaling else losses)()
         return
