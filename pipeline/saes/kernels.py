@@ -26,7 +26,7 @@ from pipeline.saes import compiled
 
 warnings.filterwarnings("ignore", message="Sparse CSR tensor support is in beta state")
 
-SPARSE_BELOW = 0.1
+SPARSE_BELOW = 0.06
 """Share of active latents under which the sparse products are the faster ones."""
 
 
